@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Who is admitted and why, as tables and as properties.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::{Because, DryRun, Facts, Verdict, evaluate};
+use crate::identity::Identity;
+use crate::mesh::local::parse;
+use crate::mesh::{
+    Action, Clause, Match, Mesh, Policy, Rule, Scope, ServiceAccountMatch, StringMatch, Workload,
+};
+
+const FRONT: &str = "spiffe://td/ns/shop/sa/front";
+
+fn judge(mesh: &Mesh, source_ip: &str, identity: Option<&Identity>) -> Verdict {
+    let destination = mesh.workload_by_uid("web").unwrap();
+    let facts = Facts {
+        destination,
+        source_ip: source_ip.parse().unwrap(),
+        dst: "10.1.0.2:8080".parse().unwrap(),
+        identity,
+    };
+    evaluate(mesh, &facts)
+}
+
+/// A workload `web` in namespace `shop` that names policy `shop/own`, and these policies.
+fn mesh(policies: &str) -> Mesh {
+    let workload = "{uid: web, namespace: shop, workloadIps: [10.1.0.2], services: {}, \
+                    authorizationPolicies: [shop/own]}";
+    let policies = if policies.is_empty() { " []" } else { policies };
+    parse(&format!("workloads: [{workload}]\npolicies:\n{policies}")).unwrap()
+}
+
+/// Of each policy (`name scope action rules`), the verdict on `front`'s connection over mutual TLS.
+#[track_caller]
+fn check(policies: &[&str], expected: &str) {
+    let yaml: String = policies
+        .iter()
+        .map(|policy| {
+            let parts: Vec<&str> = policy.splitn(4, ' ').collect();
+            let (action, dry_run) = match parts[2] {
+                "TryAllow" => ("Allow", true),
+                "TryDeny" => ("Deny", true),
+                action => (action, false),
+            };
+            format!(
+                "- {{name: {}, namespace: shop, scope: {}, action: {action}, dryRun: {dry_run}, rules: {}}}\n",
+                parts[0], parts[1], parts[3]
+            )
+        })
+        .collect();
+    let verdict = judge(&mesh(&yaml), "10.1.0.1", Some(&FRONT.parse().unwrap()));
+    let mut text = format!("{}: {}", if verdict.allowed { "allow" } else { "deny" }, verdict.because);
+    for event in &verdict.dry_run {
+        text += &format!("; {} {}", event.event(), event.policy().map_or("", |policy| policy));
+    }
+    assert_eq!(text.trim_end(), expected, "{policies:?}");
+}
+
+const HITS: &str = "[[[{principals: [!Exact td/ns/shop/sa/front]}]]]";
+const MISSES: &str = "[[[{principals: [!Exact td/ns/shop/sa/back]}]]]";
+
+#[test]
+fn policies_are_judged_in_the_contracts_order() {
+    let none = "allow: no allow policies, allow";
+    check(&[], none);
+    check(&[&format!("d Namespace Deny {MISSES}")], none);
+    check(&[&format!("d Namespace Deny {HITS}")], "deny: explicitly denied by: shop/d");
+    check(&[&format!("a Global Allow {HITS}")], "allow: explicitly allowed by: shop/a");
+    check(&[&format!("a Global Allow {MISSES}")], "deny: allow policies exist, but none allowed");
+    check(
+        &[&format!("a Global Allow {HITS}"), &format!("d Namespace Deny {HITS}")],
+        "deny: explicitly denied by: shop/d",
+    );
+    check(
+        &[&format!("a Global Allow {MISSES}"), &format!("b Namespace Allow {HITS}")],
+        "allow: explicitly allowed by: shop/b",
+    );
+}
+
+#[test]
+fn a_selector_policy_applies_to_those_that_name_it() {
+    check(&[&format!("other WorkloadSelector Deny {HITS}")], "allow: no allow policies, allow");
+    check(&[&format!("own WorkloadSelector Deny {HITS}")], "deny: explicitly denied by: shop/own");
+    let verdict = judge(&mesh(""), "10.1.0.1", None);
+    assert_eq!(verdict.missing, ["shop/own".into()]);
+    let elsewhere = mesh(
+        "- {name: d, namespace: other, scope: Namespace, action: Deny, dryRun: false, rules: [[]]}\n\
+         - {name: own, namespace: shop, scope: Global, action: Allow, dryRun: false, rules: [[]]}",
+    );
+    let verdict = judge(&elsewhere, "10.1.0.1", None);
+    assert_eq!(verdict.because, Because::AllowedBy("shop/own".into()));
+    assert_eq!(verdict.missing, []);
+}
+
+#[test]
+fn a_policy_on_trial_is_reported_and_changes_nothing() {
+    check(
+        &[&format!("d Namespace TryDeny {HITS}"), &format!("a Namespace TryAllow {HITS}")],
+        "allow: no allow policies, allow; dry-run: deny policy match shop/d; dry-run: allow policy match shop/a",
+    );
+    check(
+        &[&format!("a Namespace TryAllow {MISSES}")],
+        "allow: no allow policies, allow; dry-run: no allow policies match",
+    );
+    check(
+        &[&format!("a Namespace TryAllow {MISSES}"), &format!("b Namespace Allow {MISSES}")],
+        "deny: allow policies exist, but none allowed",
+    );
+    check(
+        &[&format!("d Namespace Deny {HITS}"), &format!("a Namespace TryAllow {HITS}")],
+        "deny: explicitly denied by: shop/d",
+    );
+}
+
+#[test]
+fn what_is_empty_means_something_else_on_each_level() {
+    let denied = "deny: explicitly denied by: shop/d";
+    let passed = "allow: no allow policies, allow";
+    check(&["d Namespace Deny []"], passed);
+    check(&["d Namespace Deny [[]]"], denied);
+    check(&["d Namespace Deny [[[]]]"], denied);
+    check(&["d Namespace Deny [[[{}]]]"], passed);
+    check(&["d Namespace Deny [[[{}, {destinationPorts: [8080]}]]]"], denied);
+    check(&["d Namespace Deny [[[{destinationPorts: [8080]}], [{}]]]"], passed);
+    check(&["a Namespace Allow []"], "deny: allow policies exist, but none allowed");
+}
+
+/// Whether a match with these keys hits: over mutual TLS, and without it.
+#[track_caller]
+fn check_match(cases: &[(&str, bool, bool)]) {
+    for (keys, with_identity, without) in cases {
+        let mesh = mesh(&format!(
+            "- {{name: d, namespace: shop, scope: Global, action: Deny, dryRun: false, rules: [[[{{{keys}}}]]]}}\n"
+        ));
+        let identity = FRONT.parse().unwrap();
+        assert_eq!(
+            !judge(&mesh, "10.1.0.1", Some(&identity)).allowed,
+            *with_identity,
+            "{keys} with identity"
+        );
+        assert_eq!(!judge(&mesh, "10.1.0.1", None).allowed, *without, "{keys} without identity");
+        let mapped = judge(&mesh, "::ffff:10.1.0.1", None).allowed;
+        assert_eq!(!mapped, *without, "{keys} from a mapped address");
+    }
+}
+
+#[test]
+fn each_field_is_compared_with_what_the_contract_says() {
+    check_match(&[
+        ("principals: [!Exact td/ns/shop/sa/front]", true, false),
+        ("principals: [!Exact spiffe://td/ns/shop/sa/front]", false, false),
+        ("principals: [!Exact TD/ns/shop/sa/front]", false, false),
+        ("principals: [!Prefix td/ns/shop/]", true, false),
+        ("principals: [!Suffix /sa/front]", true, false),
+        ("principals: [!Presence []]", true, false),
+        ("principals: [!Exact no, !Suffix front]", true, false),
+        ("notPrincipals: [!Presence []]", false, true),
+        ("notPrincipals: [!Exact td/ns/shop/sa/front]", false, true),
+        ("notPrincipals: [!Exact td/ns/shop/sa/back]", true, true),
+        ("principals: [!Presence []], notPrincipals: [!Suffix front]", false, false),
+        ("namespaces: [!Exact shop]", true, false),
+        ("namespaces: [!Presence []]", true, false),
+        ("namespaces: [!Prefix '']", true, true),
+        ("notNamespaces: [!Exact shop]", false, true),
+        ("notNamespaces: [!Presence []]", false, true),
+        ("serviceAccounts: [{namespace: shop, serviceAccount: front}]", true, false),
+        ("serviceAccounts: [{namespace: shop, serviceAccount: back}]", false, false),
+        ("notServiceAccounts: [{namespace: shop, serviceAccount: front}]", false, true),
+        ("sourceIps: [10.1.0.0/24]", true, true),
+        ("sourceIps: ['::ffff:10.1.0.0/120']", true, true),
+        ("sourceIps: [10.1.0.2/32]", false, false),
+        ("notSourceIps: [10.1.0.1/32]", false, false),
+        ("notSourceIps: ['::/0']", true, true),
+        ("destinationIps: [10.1.0.2/32]", true, true),
+        ("notDestinationIps: [10.1.0.2/32]", false, false),
+        ("destinationPorts: [8080]", true, true),
+        ("destinationPorts: [15008]", false, false),
+        ("notDestinationPorts: [8080]", false, false),
+        ("notDestinationPorts: [80]", true, true),
+        ("destinationPorts: [8080], sourceIps: [192.0.2.0/24]", false, false),
+    ]);
+}
+
+fn string_match() -> impl Strategy<Value = StringMatch> {
+    let text = prop_oneof![Just(""), Just("shop"), Just("td/ns/shop/sa/front"), Just("front"), Just("td/")];
+    prop_oneof![
+        text.clone().prop_map(|text| StringMatch::Exact(text.into())),
+        text.clone().prop_map(|text| StringMatch::Prefix(text.into())),
+        text.prop_map(|text| StringMatch::Suffix(text.into())),
+        Just(StringMatch::Presence()),
+    ]
+}
+
+fn one_match() -> impl Strategy<Value = Match> {
+    let strings = || prop::collection::vec(string_match(), 0..2);
+    let ports = || prop::collection::vec(prop_oneof![Just(8080), Just(80)], 0..2);
+    let account = ServiceAccountMatch { namespace: "shop".into(), service_account: "front".into() };
+    let accounts = move || prop::collection::vec(Just(account.clone()), 0..2);
+    (strings(), strings(), strings(), strings(), ports(), ports(), accounts()).prop_map(
+        |(namespaces, not_namespaces, principals, not_principals, ports, not_ports, accounts)| Match {
+            namespaces,
+            not_namespaces,
+            principals,
+            not_principals,
+            destination_ports: ports,
+            not_destination_ports: not_ports,
+            service_accounts: accounts,
+            ..Match::default()
+        },
+    )
+}
+
+fn policies() -> impl Strategy<Value = Vec<Policy>> {
+    let rule = prop::collection::vec(prop::collection::vec(one_match(), 0..3), 0..3).prop_map(|clauses| {
+        Rule { clauses: clauses.into_iter().map(|matches| Clause { matches }).collect() }
+    });
+    let scope = prop_oneof![Just(Scope::Global), Just(Scope::Namespace)];
+    let action = prop_oneof![Just(Action::Allow), Just(Action::Deny)];
+    let policy = (scope, action, prop::collection::vec(rule, 0..3), any::<bool>());
+    prop::collection::vec(policy, 0..6).prop_map(|all| {
+        all.into_iter()
+            .enumerate()
+            .map(|(index, (scope, action, rules, dry_run))| Policy {
+                name: format!("p{index}").into(),
+                namespace: "shop".into(),
+                scope,
+                action,
+                rules,
+                dry_run,
+            })
+            .collect()
+    })
+}
+
+fn verdict<'p>(policies: impl Iterator<Item = &'p Policy>, identity: Option<&Identity>) -> Verdict {
+    let mut mesh = Mesh::default();
+    let destination = Workload { uid: "web".into(), namespace: "shop".into(), ..Workload::default() };
+    mesh.insert_workload(Arc::new(destination));
+    for policy in policies {
+        mesh.insert_policy(Arc::new(policy.clone()));
+    }
+    judge(&mesh, "10.1.0.1", identity)
+}
+
+/// A policy that matches everything.
+fn catch_all(name: &str, action: Action) -> Policy {
+    Policy {
+        name: name.into(),
+        namespace: "shop".into(),
+        scope: Scope::Namespace,
+        action,
+        rules: vec![Rule::default()],
+        dry_run: false,
+    }
+}
+
+proptest! {
+    #[test]
+    fn deny_beats_allow_whatever_the_order_and_the_names(
+        policies in policies(),
+        name in "[a-z]{1,3}",
+        at in any::<prop::sample::Index>(),
+        mtls in any::<bool>(),
+    ) {
+        let identity: Identity = FRONT.parse().unwrap();
+        let mut policies = policies;
+        policies.push(catch_all("everybody", Action::Allow));
+        policies.insert(at.index(policies.len()), catch_all(&name, Action::Deny));
+        let verdict = verdict(policies.iter(), mtls.then_some(&identity));
+        prop_assert!(!verdict.allowed);
+        prop_assert!(matches!(verdict.because, Because::DeniedBy(_)));
+    }
+
+    #[test]
+    fn the_answer_does_not_depend_on_the_order_of_arrival(policies in policies(), mtls in any::<bool>()) {
+        let identity: Identity = FRONT.parse().unwrap();
+        let identity = mtls.then_some(&identity);
+        prop_assert_eq!(verdict(policies.iter(), identity), verdict(policies.iter().rev(), identity));
+    }
+
+    #[test]
+    fn a_policy_on_trial_never_changes_the_answer(policies in policies(), mtls in any::<bool>()) {
+        let identity: Identity = FRONT.parse().unwrap();
+        let identity = mtls.then_some(&identity);
+        let enforced = verdict(policies.iter().filter(|policy| !policy.dry_run), identity);
+        let all = verdict(policies.iter(), identity);
+        prop_assert_eq!(enforced.because, all.because);
+        prop_assert_eq!(enforced.allowed, all.allowed);
+        prop_assert_eq!(enforced.dry_run, Vec::<DryRun>::new());
+    }
+
+    #[test]
+    fn an_allow_policy_never_admits_what_is_denied_without_it(policies in policies(), mtls in any::<bool>()) {
+        let identity: Identity = FRONT.parse().unwrap();
+        let identity = mtls.then_some(&identity);
+        let before = verdict(policies.iter(), identity);
+        let more = catch_all("zz", Action::Allow);
+        let after = verdict(policies.iter().chain([&more]), identity);
+        prop_assert_eq!(after.allowed, !matches!(before.because, Because::DeniedBy(_)));
+    }
+}

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Every decision that ztunnel takes, and nothing else.
+//!
+//! The promise: no IO, no clock, no randomness of its own, no logging, no waiting. What a decision needs
+//! comes in as an argument, the answer goes out as a value, and a refusal is a value as well. The IO shell
+//! (the `ztunnel` crate) asks and acts.
+//!
+//! In reading order:
+//!
+//! * [`addr`], [`identity`]: the small vocabulary.
+//! * [`mesh`]: what the control plane told us.
+//! * [`route`], [`lb`]: where a connection goes.
+//! * [`authz`]: whether it may.
+//! * [`hbone`]: how it travels between proxies.
+//! * [`zds`]: which pods are served.
+//! * [`pool`]: which tunnel carries it.
+//! * [`report`]: what is said about it.
+//! * [`fastpath`]: whether the kernel may carry its bytes.
+
+#![forbid(unsafe_code)]
+#![warn(clippy::wildcard_enum_match_arm)]
+
+pub mod addr;
+pub mod identity;
+pub mod mesh;
+pub mod route;
+pub mod lb;
+pub mod authz;
+pub mod hbone;
+pub mod zds;
+pub mod pool;
+pub mod report;
+pub mod fastpath;
+
+/// A name from the control plane, shared by everybody who holds it.
+pub type Name = std::sync::Arc<str>;
