@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! The contract between the kernel programs (`ztunnel-ebpf`) and the loader (`ztunnel::fastpath`).
+//!
+//! | map | type | key → value | written by | read by |
+//! |--|--|--|--|--|
+//! | `CONTROL` | array of one | 0 → [`Control`] | loader | programs |
+//! | `PODS` | hash | netns cookie → [`Pod`] | loader | programs |
+//! | `TAGS` | socket storage, cloned on accept | socket → [`Role`](role) | loader | `sock_ops` |
+//! | `PENDING` | LRU hash | [`PendingKey`] → [`Pending`] | `sock_ops`, active end | `sock_ops`, passive end |
+//! | `SOCKS` | sockhash | socket cookie → socket | `sock_ops` | `sk_msg` |
+//! | `OWN` | socket storage | socket → [`Own`] | `sock_ops` | `sk_msg`, loader |
+//! | `CONNS` | hash | cookie of the active end → [`Conn`] | `sock_ops`, `sk_msg` | `sk_msg`, loader |
+//! | `STATS` | per-CPU array | [`stats`] slot → count | programs | loader |
+//!
+//! Every shared struct consists of `u64` and `u32` only and has no padding (`layout`), so that a
+//! key can be hashed and a value copied bytewise. The programs' decisions live in [`verdict`], as
+//! pure functions that are tested on the host.
+#![no_std]
+
+mod layout;
+#[cfg(feature = "user")]
+pub use layout::Plain;
+pub mod maps;
+pub mod settings;
+pub mod stats;
+pub mod values;
+pub mod verdict;
+
+pub use settings::{Control, Layout};
+pub use values::{Conn, Flow, Own, Pending, PendingKey, Pod, level, role};
+
+/// Changes with every change of a map, a value or a slot.
+pub const CONTRACT_VERSION: u32 = 1;

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! Names (at most 15 characters, the kernel's limit) and sizes of the maps, for both halves.
+
+/// One [`Control`](crate::Control): the switches of the node.
+pub const CONTROL: &str = "CONTROL";
+/// Enrolled network namespaces.
+pub const PODS: &str = "PODS";
+/// What ztunnel says about its own sockets.
+pub const TAGS: &str = "TAGS";
+/// Active ends that wait for their passive end.
+pub const PENDING: &str = "PENDING";
+/// The sockets that can be redirected to.
+pub const SOCKS: &str = "SOCKS";
+/// What a member socket knows about itself.
+pub const OWN: &str = "OWN";
+/// Pairs.
+pub const CONNS: &str = "CONNS";
+/// Counters.
+pub const STATS: &str = "STATS";
+
+/// Enrolled pods of one node.
+pub const PODS_ENTRIES: usize = 4096;
+/// Handshakes between their two callbacks; the oldest gives way, and its connection stays on TCP.
+pub const PENDING_ENTRIES: usize = 16384;
+/// Member sockets of one node. A socket that does not fit stays on TCP.
+pub const SOCKS_ENTRIES: usize = 131_072;
+/// Pairs of one node. A pair that does not fit stays on TCP.
+pub const CONNS_ENTRIES: usize = 65_536;
+
+/// Size of the key and the value of a map, for the contract test and the loader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Name of the map.
+    pub name: &'static str,
+    /// Bytes of its key.
+    pub key: usize,
+    /// Bytes of its value.
+    pub value: usize,
+}
+
+const fn shape<K, V>(name: &'static str) -> Shape {
+    Shape { name, key: size_of::<K>(), value: size_of::<V>() }
+}
+
+/// Every map of the object.
+pub const ALL: [Shape; 8] = [
+    shape::<u32, crate::Control>(CONTROL),
+    shape::<u64, crate::Pod>(PODS),
+    shape::<i32, u32>(TAGS),
+    shape::<crate::PendingKey, crate::Pending>(PENDING),
+    shape::<u64, u32>(SOCKS),
+    shape::<i32, crate::Own>(OWN),
+    shape::<u64, crate::Conn>(CONNS),
+    shape::<u32, u64>(STATS),
+];

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! One message: redirect or pass.
+//!
+//! The program runs under the sender's socket lock, so that its `write_seq` stands still and its
+//! direction of the pair has one writer. The receiver's `copied_seq` only grows towards it. The
+//! reads come first and the look-up of the receiver by its cookie, which is never used again, comes
+//! last: if it succeeds, the memory was that socket all the time.
+
+use aya_ebpf::bindings::{BPF_F_INGRESS, sk_action::SK_PASS};
+use aya_ebpf::helpers::generated as helpers;
+use aya_ebpf::programs::SkMsgContext;
+use ztunnel_common::{Control, Conn, Flow, Own, stats, verdict};
+
+use crate::kernel;
+use crate::maps::{CONNS, CONTROL, OWN, PODS, SOCKS, count};
+
+/// The kernel's answer to `bpf_msg_redirect_hash` when the key was found.
+const FOUND: i64 = SK_PASS as i64;
+
+#[inline(always)]
+pub fn verdict(ctx: &SkMsgContext) -> u32 {
+    let size = ctx.size() as u64;
+    let Some(own) = own(ctx) else { return alone(size) };
+    let Some(conn) = CONNS.get(&own.id) else { return alone(size) };
+    let reason = judge(ctx, own, conn, size);
+    let flow = sending(own, conn);
+    if reason == 0 {
+        flow.tally.bytes += size;
+        flow.tally.messages += 1;
+        count(stats::REDIRECTED_MESSAGES, 1);
+        count(stats::REDIRECTED_BYTES, size);
+    } else {
+        flow.tally.passed_bytes += size;
+        flow.tally.passed_messages += 1;
+        flow.tally.last_pass = reason;
+        count(reason, 1);
+        count(stats::PASSED_BYTES, size);
+    }
+    SK_PASS
+}
+
+#[inline(always)]
+fn own<'a>(ctx: &SkMsgContext) -> Option<&'a Own> {
+    // SAFETY: the kernel hands a valid context with a full socket to the program.
+    unsafe {
+        let sk = (*ctx.msg).__bindgen_anon_3.sk;
+        helpers::bpf_sk_storage_get(OWN.as_ptr(), sk.cast(), core::ptr::null_mut(), 0).cast::<Own>().as_ref()
+    }
+}
+
+#[inline(always)]
+fn state(ctx: &SkMsgContext) -> u32 {
+    // SAFETY: as above.
+    unsafe { (*(*ctx.msg).__bindgen_anon_3.sk).state }
+}
+
+#[inline(always)]
+fn alone(size: u64) -> u32 {
+    count(stats::UNPAIRED, 1);
+    count(stats::PASSED_BYTES, size);
+    SK_PASS
+}
+
+#[inline(always)]
+fn sending<'a>(own: &Own, conn: &'a mut Conn) -> &'a mut Flow {
+    if own.side == 0 { &mut conn.forward } else { &mut conn.backward }
+}
+
+/// 0 if the message was redirected, or the slot of the reason why not.
+#[inline(always)]
+fn judge(ctx: &SkMsgContext, own: &Own, conn: &mut Conn, size: u64) -> u32 {
+    let Some(control) = CONTROL.get(&0) else { return stats::NODE_OFF };
+    let control: Control = *control;
+    let other = if own.side == 0 { &conn.backward } else { &conn.forward };
+    let (peer, peer_cookie) = (other.sk, other.cookie);
+    let heard = other.tally.messages + other.tally.passed_messages;
+    verdict::take_turn(sending(own, conn), heard, size);
+    let reason = verdict::permission(&control, PODS.get(&conn.netns).map(|pod| &*pod), conn.level, own.role);
+    if reason != 0 {
+        return reason;
+    }
+    let level = conn.level;
+    let flow = sending(own, conn);
+    if flow.leaving != 0 || verdict::must_leave(level, flow) {
+        flow.leaving = 1;
+        return stats::BULK;
+    }
+    let reason = verdict::limits(&control, flow, size);
+    if reason != 0 {
+        return reason;
+    }
+    if !verdict::may_send(state(ctx)) {
+        return stats::STATE;
+    }
+    gate(ctx, flow, peer, peer_cookie, size)
+}
+
+/// Order and memory, then the redirect itself.
+#[inline(always)]
+fn gate(ctx: &SkMsgContext, flow: &mut Flow, peer: u64, peer_cookie: u64, size: u64) -> u32 {
+    let layout = kernel::layout();
+    let Some(cookie) = kernel::cookie(&layout, peer) else { return stats::UNREADABLE };
+    if cookie != peer_cookie {
+        return stats::PEER_GONE;
+    }
+    let Some(written) = kernel::write_seq(&layout, flow.sk) else { return stats::UNREADABLE };
+    let Some(copied) = kernel::copied_seq(&layout, peer) else { return stats::UNREADABLE };
+    if written != copied {
+        return stats::NOT_DRAINED;
+    }
+    let Some(queued) = kernel::queued(&layout, peer) else { return stats::UNREADABLE };
+    if !verdict::credit(flow, queued, size) {
+        return stats::CREDIT;
+    }
+    let mut key = peer_cookie;
+    // SAFETY: the context is valid, the map is a sockhash with a key of eight bytes.
+    let found = unsafe {
+        helpers::bpf_msg_redirect_hash(
+            ctx.msg,
+            SOCKS.as_ptr(),
+            (&raw mut key).cast(),
+            BPF_F_INGRESS as u64,
+        ) as i64
+    };
+    if found == FOUND { 0 } else { stats::NOT_MEMBER }
+}
