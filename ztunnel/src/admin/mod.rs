@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The side doors: readiness (15021), metrics (15020), admin (15000, localhost only).
+//!
+//! * [`http`]: a small HTTP/1.1 server for all three.
+//! * [`readiness`]: what the node still waits for.
+//! * [`dump`]: `/config_dump` and `/status`.
+
+pub mod dump;
+pub mod http;
+pub mod readiness;
+
+use std::sync::Arc;
+
+use ::http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use tokio::sync::mpsc;
+use tracing::info;
+
+use crate::inpod::pods::{Pods, Switch};
+use crate::proxy::Shared;
+use crate::telemetry::metrics;
+use http::{Body, text};
+use readiness::Readiness;
+
+/// Localhost only.
+pub const ADMIN_PORT: u16 = 15000;
+/// On all addresses.
+pub const METRICS_PORT: u16 = 15020;
+/// On all addresses.
+pub const READINESS_PORT: u16 = 15021;
+
+const HELP: &str = "GET  /config_dump\nGET  /status\nPOST /accel?state=on|off[&pod=namespace/name]\nPOST /quitquitquit\n";
+
+/// What the side doors look at.
+#[derive(Debug, Clone)]
+pub struct Doors {
+    /// The node.
+    pub shared: Arc<Shared>,
+    /// Its pods.
+    pub pods: Pods,
+    /// What it waits for.
+    pub readiness: Readiness,
+    /// Asks the process to end.
+    pub quit: mpsc::Sender<()>,
+    /// `ISTIO_META_ISTIO_VERSION`.
+    pub tag: String,
+}
+
+impl Doors {
+    /// 15021.
+    pub fn readiness(&self, request: &Request<Incoming>) -> Response<Body> {
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/healthz/ready") => match self.readiness.pending() {
+                pending if pending.is_empty() => text(StatusCode::OK, "ready\n"),
+                pending => text(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    format!("not ready, pending: {}\n", pending.join(", ")),
+                ),
+            },
+            (_, "/healthz/ready") => text(StatusCode::METHOD_NOT_ALLOWED, ""),
+            _ => text(StatusCode::NOT_FOUND, ""),
+        }
+    }
+
+    /// 15020.
+    pub fn metrics(&self, request: &Request<Incoming>) -> Response<Body> {
+        match request.uri().path() {
+            "/metrics" | "/stats/prometheus" => {
+                let accept = request.headers().get(::http::header::ACCEPT);
+                let open_metrics = accept
+                    .and_then(|accept| accept.to_str().ok())
+                    .is_some_and(|accept| accept.contains("application/openmetrics-text"));
+                let body = self.shared.metrics.expose(&self.tag, &self.fastpath_metrics());
+                let kind = if open_metrics {
+                    "application/openmetrics-text;charset=utf-8;version=1.0.0"
+                } else {
+                    "text/plain; charset=utf-8"
+                };
+                http::typed(kind, body)
+            }
+            _ => text(StatusCode::NOT_FOUND, ""),
+        }
+    }
+
+    fn fastpath_metrics(&self) -> String {
+        let counters = self.shared.fastpath.status().fastpath;
+        let mut out = String::new();
+        let mut counter = |name: &str, help: &str, value: u64| {
+            metrics::family(&mut out, name, "counter", help);
+            metrics::line(&mut out, format_args!("{name}_total {value}"));
+        };
+        counter("ztunnel_ebpf_connections_paired", "Connections joined in the kernel.", counters.paired);
+        counter("ztunnel_ebpf_connections_unpaired", "Connections that stayed on TCP.", counters.unpaired);
+        counter(
+            "ztunnel_ebpf_redirected_messages",
+            "Messages that took the fast path.",
+            counters.redirected_messages,
+        );
+        counter("ztunnel_ebpf_redirected_bytes", "Bytes that took the fast path.", counters.redirected_bytes);
+        metrics::family(
+            &mut out,
+            "ztunnel_ebpf_passed_messages",
+            "counter",
+            "Messages that took TCP, by reason.",
+        );
+        for (reason, count) in &counters.passed {
+            metrics::line(
+                &mut out,
+                format_args!("ztunnel_ebpf_passed_messages_total{{reason=\"{reason}\"}} {count}"),
+            );
+        }
+        out
+    }
+
+    /// 15000.
+    pub fn admin(&self, request: &Request<Incoming>) -> Response<Body> {
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/") => text(StatusCode::OK, HELP),
+            (_, "/config_dump") => http::json(&dump::config_dump(self)),
+            (_, "/status") => http::json(&dump::status(self)),
+            (&Method::POST, "/accel") => self.accelerate(request.uri().query().unwrap_or_default()),
+            (&Method::POST, "/quitquitquit") => {
+                info!("asked to shut down by the admin server");
+                // A full channel means that somebody has asked already.
+                self.quit.try_send(()).ok();
+                text(StatusCode::OK, "shutdown now\n")
+            }
+            (_, "/accel" | "/quitquitquit") => text(StatusCode::METHOD_NOT_ALLOWED, ""),
+            _ => text(StatusCode::NOT_FOUND, ""),
+        }
+    }
+
+    /// Switches the fast path: `state=on|off`, for the node or for `pod=namespace/name`.
+    fn accelerate(&self, query: &str) -> Response<Body> {
+        let value = |wanted: &str| {
+            query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == wanted)
+        };
+        let switch = match value("state") {
+            Some((_, "on")) => Switch::On,
+            Some((_, "off")) => Switch::Off,
+            _ => return text(StatusCode::BAD_REQUEST, "expected state=on or state=off\n"),
+        };
+        let state = if switch == Switch::On { "on" } else { "off" };
+        match value("pod") {
+            None => {
+                self.shared.fastpath.set_node(switch == Switch::On);
+                text(StatusCode::OK, format!("fast path of the node: {state}\n"))
+            }
+            Some((_, pod)) => {
+                let pod = pod.replace("%2F", "/").replace("%2f", "/");
+                if self.pods.accelerate(&pod, switch) {
+                    text(StatusCode::OK, format!("fast path of {pod}: {state}\n"))
+                } else {
+                    text(StatusCode::NOT_FOUND, format!("no pod {pod} with a fast path is served here\n"))
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Builds every part once, in order, and owns the end. Source: data-plane contract, sections 7.5 and 7.6.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::LocalSet;
+use tracing::{info, warn};
+use ztunnel_core::mesh::{Mesh, local};
+
+use crate::admin::http::{self, Reach};
+use crate::admin::readiness::Readiness;
+use crate::admin::{ADMIN_PORT, Doors, METRICS_PORT, READINESS_PORT};
+use crate::certs::CertStore;
+use crate::certs::local_ca::LocalCa;
+use crate::config::env::Env;
+use crate::config::{CaConfig, Config, MeshSource};
+use crate::fastpath::FastPath;
+use crate::inpod::Agent;
+use crate::inpod::pods::Pods;
+use crate::mesh::SharedMesh;
+use crate::proxy::Shared;
+use crate::sys::netns;
+use crate::telemetry::metrics::Metrics;
+use crate::version;
+use crate::worker::Workers;
+
+/// The readiness tasks of the contract.
+const STATE_MANAGER: &str = "state manager";
+const PROXY: &str = "proxy";
+const WORKLOAD_MANAGER: &str = "workload proxy manager";
+
+/// Runs the proxy until it is told to stop.
+///
+/// # Errors
+/// A setting, the mesh file or the kernel does not allow it to start, or the node agent broke the protocol.
+pub fn run(env: &impl Env) -> anyhow::Result<()> {
+    info!("{}", version::describe());
+    let config = Config::from_env(env)?;
+    raise_file_limit();
+    netns::remember_home()
+        .context("cannot enter network namespaces: CAP_SYS_ADMIN is missing; run `ztunnel doctor`")?;
+    let mesh = load_mesh(&config.mesh)?;
+    let authority = match &config.ca {
+        CaConfig::None => None,
+        CaConfig::Local(directory) => {
+            warn!(directory = %directory.display(), "certificates come from the local authority: NOT FOR PRODUCTION");
+            let authority = LocalCa::open(directory);
+            Some(authority.with_context(|| format!("FAKE_CA_DIR={}", directory.display()))?)
+        }
+    };
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let tag = env.get("ISTIO_META_ISTIO_VERSION").unwrap_or_else(|| "unknown".into());
+    let shared = Arc::new(Shared {
+        mesh: SharedMesh::new(mesh),
+        certs: CertStore::new(authority),
+        metrics: Metrics::default(),
+        fastpath: FastPath::start(config.fastpath.clone()),
+        config,
+    });
+    LocalSet::new().block_on(&runtime, serve(shared, tag))
+}
+
+async fn serve(shared: Arc<Shared>, tag: String) -> anyhow::Result<()> {
+    let readiness = Readiness::default();
+    for task in [STATE_MANAGER, PROXY, WORKLOAD_MANAGER] {
+        readiness.hold(task);
+    }
+    let workers = Workers::start_threads(shared.config.workers).context("worker threads")?;
+    let pods = Pods::new(Arc::clone(&shared), workers, shared.metrics.pods());
+    let (quit, mut asked_to_quit) = mpsc::channel(1);
+    let doors = Doors { shared: Arc::clone(&shared), pods: pods.clone(), readiness: readiness.clone(), quit, tag };
+    let servers = open_doors(&doors)?;
+    // The mesh was read whole before anything else began.
+    readiness.done(STATE_MANAGER);
+    readiness.done(PROXY);
+
+    let (ready, mut is_ready) = watch::channel(false);
+    let follow = async {
+        loop {
+            if *is_ready.borrow_and_update() {
+                readiness.done(WORKLOAD_MANAGER);
+            } else {
+                readiness.hold(WORKLOAD_MANAGER);
+            }
+            if is_ready.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    let agent = Agent::new(shared.config.inpod_uds.clone(), pods.clone(), ready);
+    let ended = tokio::select! {
+        result = agent.run() => result.map_err(anyhow::Error::from),
+        () = follow => Ok(()),
+        signal = stop_signal() => signal.map(|name| info!(signal = name, "shutting down")),
+        _ = asked_to_quit.recv() => Ok(()),
+    };
+    // Listeners first: nobody is accepted any more, not even by the side doors.
+    drop(servers);
+    if ended.is_ok() {
+        let deadline = shared.config.drain_deadline;
+        info!(?deadline, "draining");
+        tokio::select! {
+            () = pods.drain(deadline) => {}
+            // Whoever presses Ctrl-C twice means it.
+            () = interrupted() => {}
+        }
+    }
+    info!("stopped");
+    ended
+}
+
+/// Binds and serves readiness, admin and metrics, in this order.
+fn open_doors(doors: &Doors) -> anyhow::Result<tokio::task::JoinSet<()>> {
+    let mut servers = tokio::task::JoinSet::new();
+    let listeners = http::bind(READINESS_PORT, Reach::Everywhere).context("readiness server starts")?;
+    let readiness = doors.clone();
+    servers.spawn_local(http::serve(listeners, move |request| readiness.readiness(request)));
+    let listeners = http::bind(ADMIN_PORT, Reach::Localhost).context("admin server starts")?;
+    let admin = doors.clone();
+    servers.spawn_local(http::serve(listeners, move |request| admin.admin(request)));
+    let listeners = http::bind(METRICS_PORT, Reach::Everywhere).context("stats server starts")?;
+    let metrics = doors.clone();
+    servers.spawn_local(http::serve(listeners, move |request| metrics.metrics(request)));
+    Ok(servers)
+}
+
+fn load_mesh(source: &MeshSource) -> anyhow::Result<Mesh> {
+    let (name, text) = match source {
+        MeshSource::Empty => {
+            warn!("neither LOCAL_XDS_PATH nor LOCAL_XDS is set: the mesh is empty");
+            return Ok(Mesh::default());
+        }
+        MeshSource::Inline(text) => ("LOCAL_XDS".to_owned(), text.clone()),
+        MeshSource::File(path) => {
+            let name = path.display().to_string();
+            let text = std::fs::read_to_string(path).with_context(|| format!("LOCAL_XDS_PATH={name}"))?;
+            (name, text)
+        }
+    };
+    let mesh = local::parse(&text).with_context(|| format!("the mesh in {name} cannot be used"))?;
+    info!(workloads = mesh.workloads().len(), services = mesh.services().len(), "mesh loaded from {name}");
+    Ok(mesh)
+}
+
+/// One descriptor per socket: the default limit is for other programs.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+async fn stop_signal() -> anyhow::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok("SIGTERM"),
+        () = interrupted() => Ok("SIGINT"),
+    }
+}
+
+async fn interrupted() {
+    match signal(SignalKind::interrupt()) {
+        Ok(mut interrupt) => {
+            interrupt.recv().await;
+        }
+        Err(_) => std::future::pending().await,
+    }
+}

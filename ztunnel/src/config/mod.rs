@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the operator asked for: one struct per subsystem, read once at start.
+
+pub mod env;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ztunnel_core::fastpath::{Mode, Pattern};
+
+use crate::fastpath;
+pub use env::ConfigError;
+use env::{Env, boolean, duration, number, parsed};
+
+/// All settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Who we are.
+    pub node: NodeConfig,
+    /// Sockets inside the pods.
+    pub sockets: SocketConfig,
+    /// Tunnels to other proxies.
+    pub tunnels: TunnelConfig,
+    /// Where the mesh is described.
+    pub mesh: MeshSource,
+    /// Where certificates come from.
+    pub ca: CaConfig,
+    /// The node agent's socket.
+    pub inpod_uds: PathBuf,
+    /// Threads that carry traffic.
+    pub workers: usize,
+    /// How long connections may go on after a stop was asked for.
+    pub drain_deadline: Duration,
+    /// The fast path.
+    pub fastpath: fastpath::Config,
+}
+
+/// The node's own facts.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// `NODE_NAME`: local workloads are those of this node; unset: those of any.
+    pub name: Option<String>,
+    /// `NETWORK` of this node.
+    pub network: String,
+}
+
+/// Options of the sockets that we make in pods.
+#[derive(Debug, Clone, Copy)]
+pub struct SocketConfig {
+    /// `PACKET_MARK`: exempts our packets from redirection; 0 marks nothing.
+    pub mark: u32,
+    /// `INPOD_PORT_REUSE`: an old and a new ztunnel may listen in one pod.
+    pub port_reuse: bool,
+    /// `ENABLE_ORIG_SRC`: keep the client's address towards the application; `None` tries.
+    pub original_source: Option<bool>,
+    /// `IPV6_ENABLED`.
+    pub ipv6: bool,
+    /// `KEEPALIVE_*`; `None` when disabled.
+    pub keepalive: Option<Keepalive>,
+}
+
+/// TCP keepalive.
+#[derive(Debug, Clone, Copy)]
+pub struct Keepalive {
+    /// Idle time before the first probe.
+    pub time: Duration,
+    /// Time between probes.
+    pub interval: Duration,
+    /// Probes without an answer before the connection is dead.
+    pub retries: u32,
+}
+
+/// HTTP/2 and the tunnel pool.
+#[derive(Debug, Clone, Copy)]
+pub struct TunnelConfig {
+    /// `POOL_MAX_STREAMS_PER_CONNECTION`.
+    pub max_streams: u16,
+    /// `POOL_UNUSED_RELEASE_TIMEOUT`: a tunnel without streams is closed after this long.
+    pub idle_release: Duration,
+    /// `HTTP2_STREAM_WINDOW_SIZE`, bytes.
+    pub stream_window: u32,
+    /// `HTTP2_CONNECTION_WINDOW_SIZE`, bytes.
+    pub connection_window: u32,
+    /// `HTTP2_FRAME_SIZE`, bytes.
+    pub frame_size: u32,
+    /// `ENABLE_RESPONSE_BAGGAGE`.
+    pub response_baggage: bool,
+}
+
+/// Where the description of the mesh comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MeshSource {
+    /// `LOCAL_XDS_PATH`: a YAML file, read once.
+    File(PathBuf),
+    /// `LOCAL_XDS`: the same text inline.
+    Inline(String),
+    /// Neither is set: an empty mesh, in which everything is passed through.
+    Empty,
+}
+
+/// Where certificates come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CaConfig {
+    /// `FAKE_CA=true`: a root made once in this directory (`FAKE_CA_DIR`), shared by the nodes of a local run. Not for production.
+    Local(PathBuf),
+    /// No CA: every connection that needs a certificate is refused.
+    None,
+}
+
+impl Config {
+    /// Reads every setting from `env`.
+    ///
+    /// # Errors
+    /// The first setting that cannot be used.
+    pub fn from_env(env: &impl Env) -> Result<Self, ConfigError> {
+        match parsed(env, "PROXY_MODE", "shared".to_owned(), |text| Ok(text.to_owned()))?.as_str() {
+            "shared" => {}
+            other => return Err(unsupported("PROXY_MODE", other, "only `shared` is supported so far")),
+        }
+        if let Some(address) = env.get("XDS_ADDRESS").filter(|address| !address.is_empty()) {
+            let accepted =
+                "a control plane is not supported so far: leave it empty and set LOCAL_XDS_PATH";
+            return Err(unsupported("XDS_ADDRESS", &address, accepted));
+        }
+        Ok(Self {
+            node: NodeConfig {
+                name: env.get("NODE_NAME").filter(|name| !name.is_empty()),
+                network: env.get("NETWORK").unwrap_or_default(),
+            },
+            sockets: sockets(env)?,
+            tunnels: tunnels(env)?,
+            mesh: mesh_source(env)?,
+            ca: if parsed(env, "FAKE_CA", false, boolean)? {
+                CaConfig::Local(path(env, "FAKE_CA_DIR", "/tmp/ztunnel-local-ca"))
+            } else {
+                CaConfig::None
+            },
+            inpod_uds: path(env, "INPOD_UDS", "/var/run/ztunnel/ztunnel.sock"),
+            workers: workers(env)?,
+            drain_deadline: drain_deadline(env)?,
+            fastpath: fastpath_config(env)?,
+        })
+    }
+}
+
+fn sockets(env: &impl Env) -> Result<SocketConfig, ConfigError> {
+    let keepalive = Keepalive {
+        time: parsed(env, "KEEPALIVE_TIME", Duration::from_secs(180), duration)?,
+        interval: parsed(env, "KEEPALIVE_INTERVAL", Duration::from_secs(180), duration)?,
+        retries: parsed(env, "KEEPALIVE_RETRIES", 9, number)?,
+    };
+    Ok(SocketConfig {
+        mark: parsed(env, "PACKET_MARK", 1337, number)?,
+        port_reuse: parsed(env, "INPOD_PORT_REUSE", true, boolean)?,
+        original_source: parsed(env, "ENABLE_ORIG_SRC", None, |text| boolean(text).map(Some))?,
+        ipv6: parsed(env, "IPV6_ENABLED", true, boolean)?,
+        keepalive: parsed(env, "KEEPALIVE_ENABLED", true, boolean)?.then_some(keepalive),
+    })
+}
+
+fn tunnels(env: &impl Env) -> Result<TunnelConfig, ConfigError> {
+    let positive = |text: &str| match number::<u16>(text)? {
+        0 => Err("expected at least 1".to_owned()),
+        streams => Ok(streams),
+    };
+    // RFC 9113, section 6.5.2: the limits of the settings.
+    let window = |text: &str| match number::<u32>(text)? {
+        size @ 65_535..=2_147_483_647 => Ok(size),
+        _ => Err("expected 65535 to 2147483647 bytes".to_owned()),
+    };
+    let frame = |text: &str| match number::<u32>(text)? {
+        size @ 16_384..=16_777_215 => Ok(size),
+        _ => Err("expected 16384 to 16777215 bytes".to_owned()),
+    };
+    Ok(TunnelConfig {
+        max_streams: parsed(env, "POOL_MAX_STREAMS_PER_CONNECTION", 100, positive)?,
+        idle_release: parsed(env, "POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_secs(300), duration)?,
+        stream_window: parsed(env, "HTTP2_STREAM_WINDOW_SIZE", 4 << 20, window)?,
+        connection_window: parsed(env, "HTTP2_CONNECTION_WINDOW_SIZE", 16 << 20, window)?,
+        frame_size: parsed(env, "HTTP2_FRAME_SIZE", 1 << 20, frame)?,
+        response_baggage: parsed(env, "ENABLE_RESPONSE_BAGGAGE", true, boolean)?,
+    })
+}
+
+fn mesh_source(env: &impl Env) -> Result<MeshSource, ConfigError> {
+    match (env.get("LOCAL_XDS_PATH"), env.get("LOCAL_XDS")) {
+        (Some(path), Some(_)) => {
+            Err(unsupported("LOCAL_XDS_PATH", &path, "LOCAL_XDS is set as well: set only one of the two"))
+        }
+        (Some(path), None) => Ok(MeshSource::File(path.into())),
+        (None, Some(text)) => Ok(MeshSource::Inline(text)),
+        (None, None) => Ok(MeshSource::Empty),
+    }
+}
+
+/// Number of worker threads: a number, a percentage of the CPUs, 0 for all CPUs; by default a quarter of them, at least 2.
+fn workers(env: &impl Env) -> Result<usize, ConfigError> {
+    let cpus = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    parsed(env, "ZTUNNEL_WORKER_THREADS", cpus.div_ceil(4).max(2), |text| {
+        let wrong = || "expected a number of threads, 0 for all CPUs, or 1% to 100%".to_owned();
+        if let Some(percent) = text.strip_suffix('%') {
+            return match percent.parse::<usize>() {
+                Ok(percent @ 1..=100) => Ok((cpus * percent).div_ceil(100).max(1)),
+                _ => Err(wrong()),
+            };
+        }
+        match text.parse::<u16>() {
+            Ok(0) => Ok(cpus),
+            Ok(threads) => Ok(usize::from(threads)),
+            Err(_) => Err(wrong()),
+        }
+    })
+}
+
+/// `CONNECTION_TERMINATION_DEADLINE`, else derived from the pod's grace period, else 5 s.
+fn drain_deadline(env: &impl Env) -> Result<Duration, ConfigError> {
+    let grace: Option<u64> =
+        parsed(env, "TERMINATION_GRACE_PERIOD_SECONDS", None, |text| number(text).map(Some))?;
+    let derived = match grace {
+        None => 5,
+        Some(seconds @ 11..) => seconds - 5,
+        Some(seconds) => seconds.saturating_sub(1).max(1),
+    };
+    parsed(env, "CONNECTION_TERMINATION_DEADLINE", Duration::from_secs(derived), duration)
+}
+
+fn fastpath_config(env: &impl Env) -> Result<fastpath::Config, ConfigError> {
+    let patterns = |text: &str| {
+        text.split(',')
+            .map(str::trim)
+            .filter(|pattern| !pattern.is_empty())
+            .map(|pattern| pattern.parse::<Pattern>().map_err(|error| error.to_string()))
+            .collect::<Result<Vec<_>, _>>()
+    };
+    Ok(fastpath::Config {
+        mode: parsed(env, "EBPF_FASTPATH", Mode::Auto, |text| {
+            text.parse().map_err(|_| "expected auto, off, half or full".to_owned())
+        })?,
+        full_workloads: parsed(env, "EBPF_FULL_WORKLOADS", Vec::new(), patterns)?,
+        cgroup_root: env.get("EBPF_CGROUP_ROOT").map(PathBuf::from),
+        pin_path: path(env, "EBPF_PIN_PATH", "/sys/fs/bpf/ztunnel/v1"),
+    })
+}
+
+fn path(env: &impl Env, name: &str, default: &str) -> PathBuf {
+    env.get(name).unwrap_or_else(|| default.to_owned()).into()
+}
+
+fn unsupported(name: &'static str, value: &str, accepted: &str) -> ConfigError {
+    ConfigError { name, value: value.to_owned(), accepted: accepted.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        Config::from_env(&variables)
+    }
+
+    #[test]
+    fn an_empty_environment_gives_the_contracts_defaults() {
+        let config = read(&[]).unwrap();
+        assert_eq!(config.sockets.mark, 1337);
+        assert_eq!(config.tunnels.max_streams, 100);
+        assert_eq!(config.tunnels.stream_window, 4_194_304);
+        assert_eq!(config.drain_deadline, Duration::from_secs(5));
+        assert_eq!(config.ca, CaConfig::None);
+        assert_eq!(config.mesh, MeshSource::Empty);
+        assert!(config.workers >= 2);
+    }
+
+    #[test]
+    fn the_drain_deadline_leaves_room_within_the_grace_period() {
+        for (grace, seconds) in [("0", 1), ("1", 1), ("10", 9), ("11", 6), ("30", 25)] {
+            let config = read(&[("TERMINATION_GRACE_PERIOD_SECONDS", grace)]).unwrap();
+            assert_eq!(config.drain_deadline, Duration::from_secs(seconds), "grace {grace}");
+        }
+    }
+
+    #[test]
+    fn every_unusable_value_is_refused_by_name() {
+        for (name, value) in [
+            ("XDS_ADDRESS", "istiod:15012"),
+            ("PROXY_MODE", "both"),
+            ("PACKET_MARK", "-1"),
+            ("POOL_MAX_STREAMS_PER_CONNECTION", "0"),
+            ("HTTP2_FRAME_SIZE", "100"),
+            ("EBPF_FASTPATH", "yes"),
+            ("ZTUNNEL_WORKER_THREADS", "101%"),
+            ("IPV6_ENABLED", "1"),
+            ("CONNECTION_TERMINATION_DEADLINE", "soon"),
+        ] {
+            assert_eq!(read(&[(name, value)]).unwrap_err().name, name);
+        }
+        assert!(read(&[("LOCAL_XDS_PATH", "a"), ("LOCAL_XDS", "b")]).is_err());
+    }
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One connection's place in the kernel: paired at establishment or not, why, and its bytes.
+
+use std::os::fd::BorrowedFd;
+
+use serde::Serialize;
+use ztunnel_common::values::Tally;
+use ztunnel_common::{Own, role, stats};
+
+use super::loader::Kernel;
+
+/// Which way the bytes of one local hop went, as its access log line says it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Path {
+    /// Whether any message was redirected.
+    pub redirected: bool,
+    /// Why the hop, or its last message that did, went by TCP; `redirected` if none did.
+    pub reason: &'static str,
+    /// Redirected bytes that we sent.
+    pub tx_bytes: u64,
+    /// Redirected bytes that we were sent.
+    pub rx_bytes: u64,
+    /// Messages of ours that were redirected.
+    pub tx_messages: u64,
+    /// Messages to us that were redirected.
+    pub rx_messages: u64,
+    /// Messages of ours that went by TCP although the socket is paired.
+    pub tx_passed: u64,
+    /// Messages to us that went by TCP although the socket is paired.
+    pub rx_passed: u64,
+}
+
+impl Path {
+    /// A hop that the kernel never paired.
+    pub(super) fn by_tcp(reason: &'static str) -> Self {
+        Self { reason, ..Self::default() }
+    }
+
+    fn paired(sent: &Tally, received: &Tally) -> Self {
+        let redirected = sent.messages + received.messages > 0;
+        let last = if sent.last_pass == 0 { received.last_pass } else { sent.last_pass };
+        Self {
+            redirected,
+            reason: match last {
+                0 if redirected => "redirected",
+                0 => "no_message",
+                slot => stats::name(slot),
+            },
+            tx_bytes: sent.bytes,
+            rx_bytes: received.bytes,
+            tx_messages: sent.messages,
+            rx_messages: received.messages,
+            tx_passed: sent.passed_messages,
+            rx_passed: received.passed_messages,
+        }
+    }
+}
+
+/// Reads what the programs remember about a socket of ours.
+pub(super) fn path(kernel: &Kernel, fd: BorrowedFd<'_>) -> Path {
+    let own: Own = match kernel.own.of_socket(fd) {
+        Ok(Some(own)) => own,
+        Ok(None) => return Path::by_tcp("not_enrolled"),
+        Err(_) => return Path::by_tcp("unreadable"),
+    };
+    if own.unpaired != 0 {
+        return Path::by_tcp(stats::name(own.unpaired));
+    }
+    if own.closed != 0 {
+        return Path::paired(&own.sent, &own.received);
+    }
+    match kernel.conns.get(&own.id) {
+        Ok(Some(conn)) if own.side == 0 => Path::paired(&conn.forward.tally, &conn.backward.tally),
+        Ok(Some(conn)) => Path::paired(&conn.backward.tally, &conn.forward.tally),
+        // The active end is ours, and the application's end was never seen.
+        Ok(None) if own.role == role::DELIVERY => Path::by_tcp("unpaired"),
+        Ok(None) | Err(_) => Path::by_tcp("unreadable"),
+    }
+}

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The pods of this node: binds their listeners, hands them to the workers, ends them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+use ztunnel_core::addr::{INBOUND_HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT};
+use ztunnel_core::fastpath::Eligibility;
+use ztunnel_core::zds::{PodInfo, StartError, Uid};
+
+use crate::mesh::LocalPod;
+use crate::proxy::phase::{Phase, PhaseWatch};
+use crate::proxy::socket::{ListenerKind, PodSockets};
+use crate::proxy::{PodContext, Shared};
+use crate::sys::netns::Netns;
+use crate::telemetry::metrics::PodGauges;
+use crate::worker::{PodListeners, Workers};
+
+/// How long cut connections may take to be gone.
+const CUT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Every pod that is served, shared with the admin server.
+#[derive(Debug, Clone)]
+pub struct Pods(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    shared: Arc<Shared>,
+    workers: Workers,
+    gauges: PodGauges,
+    served: Mutex<BTreeMap<Uid, Served>>,
+    /// The sender is cloned into every worker's task of every pod: when all clones are gone, everything has ended.
+    /// Empty once a drain has begun: no pod is started any more.
+    alive: Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>,
+}
+
+#[derive(Debug)]
+struct Served {
+    context: Arc<PodContext>,
+    phase: watch::Sender<Phase>,
+    eligibility: Eligibility,
+}
+
+/// What the admin server shows of a pod.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct PodStatus {
+    /// The node agent's id.
+    pub uid: String,
+    /// Pod name.
+    pub name: String,
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Service account.
+    pub service_account: String,
+    /// Kernel id of the network namespace.
+    pub netns_cookie: u64,
+    /// Fast-path level: off, half or full.
+    pub level: String,
+    /// Why that level.
+    pub reason: String,
+    /// Open connections.
+    pub connections: usize,
+}
+
+impl Pods {
+    /// No pods yet.
+    pub fn new(shared: Arc<Shared>, workers: Workers, gauges: PodGauges) -> Self {
+        let alive = Mutex::new(Some(mpsc::channel(1)));
+        Self(Arc::new(Inner { shared, workers, gauges, served: Mutex::default(), alive }))
+    }
+
+    /// Starts the proxy of one pod: its listeners are bound when this returns.
+    ///
+    /// # Errors
+    /// The namespace is gone, or a listener cannot be bound.
+    pub fn start(&self, uid: &Uid, info: &PodInfo, netns: Arc<OwnedFd>) -> Result<(), StartError> {
+        let inner = &self.0;
+        let alive = inner.alive.lock().as_ref().map(|(sender, _)| sender.clone());
+        let alive = alive.ok_or_else(|| StartError::Failed("shutting down".into()))?;
+        let netns = Arc::new(Netns::new(netns).map_err(|error| start_error(&error))?);
+        let cookie = netns.cookie();
+        let eligibility = inner.shared.fastpath.enroll(cookie, &info.namespace, &info.service_account);
+        let sockets =
+            PodSockets::new(Arc::clone(&netns), inner.shared.config.sockets, inner.shared.fastpath.clone());
+        let bound = (0..inner.workers.count()).map(|_| bind(&sockets)).collect::<io::Result<Vec<_>>>();
+        let listeners = bound.map_err(|error| {
+            inner.shared.fastpath.withdraw(cookie);
+            start_error(&error)
+        })?;
+        let (phase, watch) = PhaseWatch::new();
+        let context = Arc::new(PodContext {
+            uid: Arc::clone(uid),
+            pod: LocalPod {
+                name: Arc::clone(&info.name),
+                namespace: Arc::clone(&info.namespace),
+                service_account: Arc::clone(&info.service_account),
+                node: inner.shared.config.node.name.as_deref().map(Arc::from),
+            },
+            netns_cookie: cookie,
+            sockets,
+            keep_source: listeners.iter().all(|listeners| listeners.hbone.transparent),
+            shared: Arc::clone(&inner.shared),
+            connections: AtomicUsize::new(0),
+        });
+        inner.workers.start(&context, listeners, &watch, &alive);
+        info!(pod = %context.pod, level = %eligibility.level, reason = %eligibility.reason, "pod is served");
+        inner.gauges.started();
+        let served = Served { context, phase, eligibility };
+        if let Some(old) = inner.served.lock().insert(Arc::clone(uid), served) {
+            // The session stops a pod before it starts it anew; should that ever fail, the old one must not live on.
+            self.end(&old);
+        }
+        inner.gauges.active(inner.served.lock().len());
+        Ok(())
+    }
+
+    /// Stops the proxy of one pod and cuts its connections at once.
+    pub fn stop(&self, uid: &Uid) {
+        let stopped = self.0.served.lock().remove(uid);
+        if let Some(served) = stopped {
+            self.end(&served);
+            info!(pod = %served.context.pod, "pod is no longer served");
+        }
+        self.0.gauges.active(self.0.served.lock().len());
+    }
+
+    /// Cuts everything of a pod.
+    fn end(&self, served: &Served) {
+        served.phase.send_replace(Phase::Cut);
+        self.0.shared.fastpath.withdraw(served.context.netns_cookie);
+        self.0.gauges.stopped();
+    }
+
+    /// How many pods could not be started yet.
+    pub fn pending(&self, count: usize) {
+        self.0.gauges.pending(count);
+    }
+
+    /// Stops accepting everywhere, and lets open connections finish. Returns when all have, or were cut at `deadline`.
+    pub async fn drain(&self, deadline: Duration) {
+        let Some(alive) = self.0.alive.lock().take() else { return };
+        for served in self.0.served.lock().values() {
+            served.phase.send_replace(Phase::Draining);
+        }
+        let (ours, mut ended) = alive;
+        drop(ours);
+        // Nobody sends: the channel closes when the last task has ended.
+        if tokio::time::timeout(deadline, ended.recv()).await.is_err() {
+            warn!("drain duration expired with pending connections, forcefully shutting down");
+        }
+        let served = std::mem::take(&mut *self.0.served.lock());
+        for served in served.values() {
+            self.end(served);
+        }
+        // The cut takes no longer than dropping sockets does.
+        drop(tokio::time::timeout(CUT_TIMEOUT, ended.recv()).await);
+    }
+
+    /// The pods, by the node agent's id.
+    pub fn status(&self) -> Vec<PodStatus> {
+        let served = self.0.served.lock();
+        served.values().map(Served::status).collect()
+    }
+
+    /// Switches the fast path of one pod, named `namespace/name`. `false`: no such pod is served.
+    pub fn accelerate(&self, pod: &str, switch: Switch) -> bool {
+        let served = self.0.served.lock();
+        let found = served.values().find(|served| served.context.pod.to_string() == pod);
+        found.is_some_and(|served| {
+            self.0.shared.fastpath.set_pod(served.context.netns_cookie, switch == Switch::On)
+        })
+    }
+}
+
+/// A switch of the fast path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Switch {
+    /// As configured.
+    On,
+    /// Everything takes TCP.
+    Off,
+}
+
+impl Served {
+    fn status(&self) -> PodStatus {
+        let pod = &self.context.pod;
+        PodStatus {
+            uid: self.context.uid.to_string(),
+            name: pod.name.to_string(),
+            namespace: pod.namespace.to_string(),
+            service_account: pod.service_account.to_string(),
+            netns_cookie: self.context.netns_cookie,
+            level: self.eligibility.level.to_string(),
+            reason: self.eligibility.reason.to_string(),
+            connections: self.context.connections.load(Ordering::Relaxed),
+        }
+    }
+}
+
+fn bind(sockets: &PodSockets) -> io::Result<PodListeners> {
+    Ok(PodListeners {
+        outbound: sockets.listen(OUTBOUND_PORT, ListenerKind::Outbound)?,
+        plaintext: sockets.listen(INBOUND_PLAINTEXT_PORT, ListenerKind::Inbound)?,
+        hbone: sockets.listen(INBOUND_HBONE_PORT, ListenerKind::Inbound)?,
+    })
+}
+
+/// A namespace that cannot be entered any more will not come back; anything else may.
+fn start_error(error: &io::Error) -> StartError {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::EINVAL | libc::EBADF) => StartError::NamespaceGone,
+        _ => StartError::Failed(error.to_string()),
+    }
+}

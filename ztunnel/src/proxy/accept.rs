@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+//! ① Accepts redirected sockets and recovers where the application wanted to go.
+//!
+//! Next: [`ztunnel_core::route::outbound`] decides, [`super::outbound`] does.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tracing::{debug, error, warn};
+use ztunnel_core::addr::{OriginalDst, canonical};
+
+use super::PodProxy;
+use super::phase::{Phase, PhaseWatch};
+use super::socket::Listener;
+use crate::sys::sockopt;
+
+/// After a failed accept: out of descriptors is not over in a moment.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// An accepted connection.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The socket, with `TCP_NODELAY`.
+    pub socket: TcpStream,
+    /// Who called.
+    pub peer: SocketAddr,
+    /// Our end of it: the pod's address where nothing was redirected.
+    pub local: SocketAddr,
+    /// The end of the pod, for those who have something to say then.
+    pub phase: PhaseWatch,
+}
+
+impl Accepted {
+    /// Where the application wanted to go: what connection tracking remembers, else the address it reached.
+    pub fn original_dst(&self) -> OriginalDst {
+        OriginalDst(sockopt::original_dst(&self.socket).unwrap_or(self.local))
+    }
+}
+
+/// Accepts on one listener and serves every connection in a task of its own. Returns when the pod drains and the last
+/// connection has ended, or when the pod is cut: then the connections are dropped.
+pub(super) async fn serve<F>(
+    proxy: &Rc<PodProxy>,
+    listener: Listener,
+    phase: &PhaseWatch,
+    serve_one: impl Fn(Rc<PodProxy>, Accepted) -> F,
+) where
+    F: Future<Output = ()> + 'static,
+{
+    let (mut draining, mut cut) = (phase.clone(), phase.clone());
+    let mut connections = JoinSet::new();
+    let accepting = async {
+        let listener = match TcpListener::from_std(listener.socket) {
+            Ok(listener) => listener,
+            Err(error) => return error!(%error, "cannot listen"),
+        };
+        loop {
+            tokio::select! {
+                biased;
+                () = draining.reached(Phase::Draining) => break,
+                accepted = listener.accept() => match accepted {
+                    Ok((socket, peer)) => {
+                        if let Some(accepted) = accept(socket, peer, phase) {
+                            connections.spawn_local(serve_one(Rc::clone(proxy), accepted));
+                        }
+                    }
+                    Err(error) => {
+                        warn!(%error, "cannot accept a connection, pausing");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                Some(_) = connections.join_next() => {}
+            }
+        }
+        // No longer listening: the port is free for another ztunnel.
+        drop(listener);
+        while connections.join_next().await.is_some() {}
+    };
+    tokio::select! {
+        biased;
+        () = cut.reached(Phase::Cut) => {}
+        () = accepting => {}
+    }
+}
+
+fn accept(socket: TcpStream, peer: SocketAddr, phase: &PhaseWatch) -> Option<Accepted> {
+    let local = match socket.local_addr() {
+        Ok(local) => canonical(local),
+        Err(error) => {
+            debug!(%error, "the connection is gone already");
+            return None;
+        }
+    };
+    Some(Accepted { socket, peer: canonical(peer), local, phase: phase.clone() })
+}

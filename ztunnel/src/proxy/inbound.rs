@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Serves what comes out of tunnels to the pod: authenticate the tunnel, then for each CONNECT validate, authorize,
+//! connect to the application, answer, relay.
+//!
+//! Nothing is answered before the application is connected: 200 means that it is there.
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use http::{HeaderMap, Response, StatusCode};
+use tokio::net::TcpStream;
+use tracing::{debug, info, warn};
+use ztunnel_core::authz;
+use ztunnel_core::hbone::{ConnectRequest, baggage, connect};
+use ztunnel_core::identity::Identity;
+use ztunnel_core::mesh::{Mesh, Workload};
+use ztunnel_core::report::{Leg, Outcome, Reporter, Security};
+use ztunnel_core::route::{self, Inbound, InboundTarget};
+
+use super::accept::Accepted;
+use super::relay::{self, TunnelStream};
+use super::{Counted, PodProxy, Shared};
+use crate::hbone::server::{self, Incoming, TunnelPeer};
+use crate::telemetry::connection::{Connection, Ends, turned_away};
+
+/// Serves one tunnel to the pod.
+pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
+    let context = &proxy.context;
+    let _open = context.shared.metrics.open_socket(Reporter::Destination);
+    let Accepted { socket, peer, local, phase } = accepted;
+    if let Err(error) = socket.set_nodelay(true) {
+        debug!(%error, "cannot set TCP_NODELAY");
+    }
+    let stream = match server::accept_tls(socket, &proxy.certs).await {
+        Ok(stream) => stream,
+        Err(outcome) => return turned_away(Reporter::Destination, peer, local, &outcome),
+    };
+    let tunnel = TunnelPeer { address: peer, local, identity: server::peer_identity(&stream) };
+    let serve = |peer, incoming| serve_stream(Rc::clone(&proxy), peer, incoming);
+    if let Err(error) =
+        server::serve_tunnel(stream, tunnel, context.shared.config.tunnels, phase, serve).await
+    {
+        debug!(%peer, %error, "tunnel ended");
+    }
+}
+
+/// Serves one CONNECT.
+async fn serve_stream(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incoming) {
+    let start = Instant::now();
+    let shared = &proxy.context.shared;
+    let _counted = Counted::new(&proxy.context);
+    let Incoming { request, mut respond } = incoming;
+    let (head, receive) = request.into_parts();
+    let authority = head.uri.authority().map(http::uri::Authority::as_str);
+    let (request, local, target) = match accept(&proxy, &peer, head.method.as_str(), authority, &head.headers).await {
+        Ok(accepted) => accepted,
+        Err(outcome) => {
+            refuse(&mut respond, &outcome);
+            return turned_away(Reporter::Destination, peer.address, peer.local, &outcome);
+        }
+    };
+    let response_baggage = shared.config.tunnels.response_baggage;
+    let ends = shared.mesh.read(|mesh| ends(mesh, shared, &peer, &request, &local, &target));
+    let connection = Connection::open(&shared.metrics, ends, start);
+    let arrival =
+        Arrival { local: &local, source: peer.address, target: target.addr, identity: peer.identity.as_ref() };
+    let application = match admit(shared, &arrival) {
+        Ok(()) => deliver(&proxy, &peer, &target).await,
+        Err(denied) => Err(denied),
+    };
+    let mut application = match application {
+        Ok(application) => application,
+        Err(outcome) => {
+            refuse(&mut respond, &outcome);
+            return connection.finish(&outcome);
+        }
+    };
+    connection.set_path(shared.fastpath.connection(application.as_fd()));
+    let mut response = Response::new(());
+    if response_baggage {
+        response.headers_mut().insert(baggage::HEADER, proxy.baggage(&local));
+    }
+    let outcome = match respond.send_response(response, false) {
+        Ok(send) => {
+            let stream = TunnelStream { send, receive };
+            // Here the tunnel is downstream: what comes out of it is sent to the application.
+            let result = relay::tunnel(&mut application, stream, &Reversed(&connection)).await;
+            result.map_or_else(|error| error.outcome(), |()| Outcome::Complete)
+        }
+        Err(error) => {
+            relay::reset(&application);
+            relay::RelayError::Http2(error).outcome()
+        }
+    };
+    connection.set_path(shared.fastpath.connection(application.as_fd()));
+    connection.finish(&outcome);
+}
+
+/// Everything that can be said before the connection counts.
+async fn accept(
+    proxy: &PodProxy,
+    peer: &TunnelPeer,
+    method: &str,
+    authority: Option<&str>,
+    headers: &HeaderMap,
+) -> Result<(ConnectRequest, Arc<Workload>, InboundTarget), Outcome> {
+    let request = connect::parse_request(method, authority, headers).map_err(Outcome::BadRequest)?;
+    let shared = &proxy.context.shared;
+    let local = shared.mesh.local_workload(&proxy.context.pod).await.map_err(Outcome::Refused)?;
+    let inbound = Inbound {
+        local: &local,
+        pod_ip: peer.local.ip(),
+        network: &shared.config.node.network,
+        authority: &request.authority,
+    };
+    let target =
+        shared.mesh.read(|mesh| route::inbound::inbound(mesh, &inbound)).map_err(Outcome::Refused)?;
+    Ok((request, local, target))
+}
+
+fn ends(
+    mesh: &Mesh,
+    shared: &Shared,
+    peer: &TunnelPeer,
+    request: &ConnectRequest,
+    local: &Arc<Workload>,
+    target: &InboundTarget,
+) -> Ends {
+    let network = &*shared.config.node.network;
+    let from_gateway =
+        request.forwarded_network.as_ref().is_some_and(|theirs| !theirs.eq_ignore_ascii_case(network));
+    let source = if from_gateway { None } else { mesh.workload_by_addr(network, peer.address.ip()) };
+    Ends {
+        reporter: Reporter::Destination,
+        source: source.map(Arc::clone),
+        derived_source: shared.config.tunnels.response_baggage.then(|| request.baggage.clone()),
+        source_principal: peer.identity.clone(),
+        destination: Some(Arc::clone(local)),
+        service: target.service.clone(),
+        security: Security::MutualTls,
+        source_addr: peer.address,
+        destination_addr: peer.local,
+        authority: Some(request.authority.clone()),
+    }
+}
+
+async fn deliver(proxy: &PodProxy, peer: &TunnelPeer, target: &InboundTarget) -> Result<TcpStream, Outcome> {
+    let source = proxy.context.keep_source.then_some(peer.address.ip());
+    let connected = proxy.context.sockets.deliver(target.addr, source).await;
+    connected.map_err(|error| Outcome::connect_failed(&error, Leg::Plain))
+}
+
+/// A connection that asks to be let in.
+pub(super) struct Arrival<'a> {
+    pub(super) local: &'a Workload,
+    pub(super) source: SocketAddr,
+    pub(super) target: SocketAddr,
+    pub(super) identity: Option<&'a Identity>,
+}
+
+/// Asks the policies, and logs what the operator wants to know of the verdict.
+pub(super) fn admit(shared: &Shared, arrival: &Arrival<'_>) -> Result<(), Outcome> {
+    let facts = authz::Facts {
+        destination: arrival.local,
+        source_ip: arrival.source.ip(),
+        dst: arrival.target,
+        identity: arrival.identity,
+    };
+    let verdict = shared.mesh.read(|mesh| authz::evaluate(mesh, &facts));
+    for name in &verdict.missing {
+        warn!(policy = %name, "skipping unknown policy {name}");
+    }
+    for dry_run in &verdict.dry_run {
+        info!(policy = dry_run.policy().map(|name| &**name), source = %arrival.source, "{}", dry_run.event());
+    }
+    debug!(policy = verdict.because.policy().map(|name| &**name), source = %arrival.source, "{}", verdict.because.event());
+    if verdict.allowed { Ok(()) } else { Err(Outcome::Denied(verdict.because.to_string())) }
+}
+
+/// Answers with the outcome's status, and ends the stream.
+fn refuse(respond: &mut SendResponse<Bytes>, outcome: &Outcome) {
+    let mut response = Response::new(());
+    *response.status_mut() =
+        StatusCode::from_u16(outcome.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    if let Err(error) = respond.send_response(response, true) {
+        debug!(%error, "cannot answer a refused request");
+    }
+}
+
+/// The relay counts from the socket's point of view; inbound, the socket is the upstream.
+struct Reversed<'a>(&'a Connection);
+
+impl relay::Meter for Reversed<'_> {
+    fn sent(&self, bytes: usize) {
+        self.0.received(bytes);
+    }
+
+    fn received(&self, bytes: usize) {
+        self.0.sent(bytes);
+    }
+}

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One pod's proxy on one worker: accepts, decides, relays. In reading order:
+//!
+//! * [`accept`]: ① who called, and where did they want to go?
+//! * [`outbound`]: ③ opens the next hop that the core chose (② is [`ztunnel_core::route::outbound`]).
+//! * [`inbound`]: serves one CONNECT of a tunnel. * [`passthrough`]: serves one plaintext connection.
+//! * [`relay`]: ⑥ how bytes flow and how a connection ends.
+//! * [`socket`]: the sockets themselves. * [`phase`]: the end of a pod.
+
+pub mod accept;
+pub mod inbound;
+pub mod outbound;
+pub mod passthrough;
+pub mod phase;
+pub mod relay;
+pub mod socket;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use http::HeaderValue;
+use ztunnel_core::hbone::{Baggage, baggage};
+use ztunnel_core::mesh::Workload;
+
+use crate::certs::{CertStore, PodCerts};
+use crate::config::Config;
+use crate::fastpath::FastPath;
+use crate::hbone::pool::TunnelPool;
+use crate::mesh::{LocalPod, SharedMesh};
+use crate::telemetry::metrics::Metrics;
+use crate::worker::PodListeners;
+use phase::PhaseWatch;
+use socket::PodSockets;
+
+/// What every pod of the node shares.
+#[derive(Debug)]
+pub struct Shared {
+    /// The settings.
+    pub config: Config,
+    /// The mesh.
+    pub mesh: SharedMesh,
+    /// All certificates. A pod gets at its own only, through [`PodCerts`].
+    pub certs: CertStore,
+    /// All counters.
+    pub metrics: Metrics,
+    /// The fast path.
+    pub fastpath: FastPath,
+}
+
+/// One pod, shared by the workers.
+#[derive(Debug)]
+pub struct PodContext {
+    /// The node agent's id.
+    pub uid: Arc<str>,
+    /// Who it is.
+    pub pod: LocalPod,
+    /// Kernel id of its network namespace.
+    pub netns_cookie: u64,
+    /// Makes its sockets.
+    pub sockets: PodSockets,
+    /// Applications see the client's own address.
+    pub keep_source: bool,
+    /// The node.
+    pub shared: Arc<Shared>,
+    /// Open connections.
+    pub connections: AtomicUsize,
+}
+
+/// One pod on one worker.
+#[derive(Debug)]
+pub struct PodProxy {
+    /// The pod.
+    pub context: Arc<PodContext>,
+    /// Its certificates.
+    pub certs: Rc<PodCerts>,
+    /// Its tunnels.
+    pub pool: Rc<TunnelPool>,
+    /// The pod's baggage header, made once per description of the workload.
+    baggage: RefCell<Option<(Arc<Workload>, HeaderValue)>>,
+}
+
+impl PodProxy {
+    fn new(context: Arc<PodContext>) -> Rc<Self> {
+        let shared = &context.shared;
+        let certs = Rc::new(shared.certs.pod(shared.mesh.clone(), context.pod.clone()));
+        let pool = TunnelPool::new(context.sockets.clone(), Rc::clone(&certs), shared.config.tunnels);
+        Rc::new(Self { certs, pool, baggage: RefCell::new(None), context })
+    }
+
+    /// The `baggage` header that describes `workload`, which is this pod's own.
+    fn baggage(&self, workload: &Arc<Workload>) -> HeaderValue {
+        if let Some((known, header)) = &*self.baggage.borrow()
+            && Arc::ptr_eq(known, workload)
+        {
+            return header.clone();
+        }
+        let header = baggage::header(&Baggage::of(workload));
+        self.baggage.replace(Some((Arc::clone(workload), header.clone())));
+        header
+    }
+}
+
+/// Counts a connection of a pod for as long as it lives.
+#[derive(Debug)]
+struct Counted(Arc<PodContext>);
+
+impl Counted {
+    fn new(context: &Arc<PodContext>) -> Self {
+        context.connections.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(context))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Serves one pod on this worker until it is drained or cut.
+pub async fn serve_pod(context: Arc<PodContext>, listeners: PodListeners, phase: PhaseWatch) {
+    let proxy = PodProxy::new(context);
+    let PodListeners { outbound, plaintext, hbone } = listeners;
+    tokio::join!(
+        accept::serve(&proxy, outbound, &phase, outbound::serve),
+        accept::serve(&proxy, plaintext, &phase, passthrough::serve),
+        accept::serve(&proxy, hbone, &phase, inbound::serve),
+    );
+}

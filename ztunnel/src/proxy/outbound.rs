@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+//! ③ Opens the hop that the core chose for an outbound connection, and reports what became of it.
+//!
+//! Previous: [`super::accept`], [`ztunnel_core::route::outbound`]. Next: [`crate::hbone::pool`] for tunnels, then
+//! [`super::relay`].
+
+use std::os::fd::AsFd as _;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::net::TcpStream;
+use ztunnel_core::hbone::connect;
+use ztunnel_core::hbone::{Forwarded, TraceParent};
+use ztunnel_core::mesh::Workload;
+use ztunnel_core::report::{Leg, Outcome, Reporter, Security};
+use ztunnel_core::route::{self, Hop, Outbound, Route, RouteKind, Routing};
+
+use super::accept::Accepted;
+use super::relay::{self, Meter};
+use super::{Counted, PodProxy};
+use crate::entropy::entropy;
+use crate::hbone::pool::{Lease, Opened};
+use crate::telemetry::connection::{Connection, Ends, turned_away};
+
+/// Serves one connection that the application opened.
+pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
+    let start = Instant::now();
+    let context = &proxy.context;
+    let _open = context.shared.metrics.open_socket(Reporter::Source);
+    let _counted = Counted::new(context);
+    let original_dst = accepted.original_dst();
+    let Accepted { mut socket, peer, .. } = accepted;
+    context.sockets.prepare_accepted(&socket);
+    let decided = match decide(&proxy, original_dst).await {
+        Ok(decided) => decided,
+        Err(outcome) => {
+            relay::reset(&socket);
+            return turned_away(Reporter::Source, peer, original_dst.0, &outcome);
+        }
+    };
+    let (source, route) = decided;
+    let connection = Connection::open(&context.shared.metrics, ends(&source, &route, peer), start);
+    connection.set_path(context.shared.fastpath.connection(socket.as_fd()));
+    let outcome = match &route.kind {
+        RouteKind::Hbone(hop) => {
+            let service = route.service.as_ref().map(|service| Arc::clone(&service.hostname));
+            let forwarded = Forwarded { source: Some(peer), host: service };
+            tunnel(&proxy, &source, hop, forwarded, &mut socket, &connection).await
+        }
+        RouteKind::Plaintext(addr) | RouteKind::Passthrough(addr) => {
+            match context.sockets.connect(*addr).await {
+                Ok(mut upstream) => {
+                    let result = relay::tcp(&mut socket, &mut upstream, &connection).await;
+                    result.map_or_else(|error| error.outcome(), |()| Outcome::Complete)
+                }
+                Err(error) => Outcome::connect_failed(&error, Leg::Plain),
+            }
+        }
+    };
+    if outcome != Outcome::Complete {
+        // What the application sent may never have arrived: it must not take this for a clean end.
+        relay::reset(&socket);
+    }
+    connection.set_path(context.shared.fastpath.connection(socket.as_fd()));
+    connection.finish(&outcome);
+}
+
+/// One consistent view of the mesh says where to go.
+async fn decide(
+    proxy: &PodProxy,
+    original_dst: ztunnel_core::addr::OriginalDst,
+) -> Result<(Arc<Workload>, Route), Outcome> {
+    let shared = &proxy.context.shared;
+    // A connection to ourselves is refused whoever the source is: no need to know it.
+    let source = shared.mesh.local_workload(&proxy.context.pod).await.map_err(Outcome::Refused)?;
+    let connection = Outbound { source: &source, network: &shared.config.node.network, original_dst };
+    match shared.mesh.read(|mesh| route::outbound::outbound(mesh, &connection, &mut entropy)) {
+        Routing::Go(route) => Ok((source, route)),
+        Routing::Refuse(refusal) => Err(Outcome::Refused(refusal)),
+    }
+}
+
+fn ends(source: &Arc<Workload>, route: &Route, peer: std::net::SocketAddr) -> Ends {
+    let hop = match &route.kind {
+        RouteKind::Hbone(hop) => Some(hop),
+        RouteKind::Plaintext(_) | RouteKind::Passthrough(_) => None,
+    };
+    Ends {
+        reporter: Reporter::Source,
+        source: Some(Arc::clone(source)),
+        derived_source: None,
+        source_principal: hop.map(|_| source.identity()),
+        destination: route.destination.clone(),
+        service: route.service.clone(),
+        security: if hop.is_some() { Security::MutualTls } else { Security::Unknown },
+        source_addr: peer,
+        destination_addr: route.kind.addr(),
+        authority: hop.map(|hop| hop.authority.clone()),
+    }
+}
+
+async fn tunnel(
+    proxy: &Rc<PodProxy>,
+    source: &Arc<Workload>,
+    hop: &Hop,
+    forwarded: Forwarded,
+    socket: &mut TcpStream,
+    connection: &Connection,
+) -> Outcome {
+    let traceparent = TraceParent::new(&mut entropy);
+    let request = match connect::request(&hop.authority, proxy.baggage(source), &forwarded, &traceparent) {
+        Ok(request) => request,
+        Err(error) => return Outcome::Io(error.to_string()),
+    };
+    match proxy.pool.open(hop, &request).await {
+        Ok(Opened { stream, lease, .. }) => {
+            let metered = Metered { connection, lease: &lease };
+            let result = relay::tunnel(socket, stream, &metered).await;
+            result.map_or_else(|error| error.outcome(), |()| Outcome::Complete)
+        }
+        Err(outcome) => outcome,
+    }
+}
+
+/// Bytes count for the connection and for the tunnel that carries it.
+struct Metered<'a> {
+    connection: &'a Connection,
+    lease: &'a Lease,
+}
+
+impl Meter for Metered<'_> {
+    fn sent(&self, bytes: usize) {
+        self.connection.sent(bytes);
+        self.lease.carried(bytes);
+    }
+
+    fn received(&self, bytes: usize) {
+        self.connection.received(bytes);
+        self.lease.carried(bytes);
+    }
+}

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Serves one plaintext connection into the pod: no tunnel, no identity, but the same policies.
+
+use std::os::fd::AsFd as _;
+use std::rc::Rc;
+use std::time::Instant;
+
+use ztunnel_core::report::{Leg, Outcome, Reporter, Security};
+use ztunnel_core::route;
+
+use super::accept::Accepted;
+use super::inbound::{Arrival, admit};
+use super::relay;
+use super::{Counted, PodProxy};
+use crate::telemetry::connection::{Connection, Ends, turned_away};
+
+/// Serves one connection that somebody opened to the pod without HBONE.
+pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
+    let start = Instant::now();
+    let context = &proxy.context;
+    let shared = &context.shared;
+    let _open = shared.metrics.open_socket(Reporter::Destination);
+    let _counted = Counted::new(context);
+    let original_dst = accepted.original_dst();
+    let Accepted { mut socket, peer, .. } = accepted;
+    context.sockets.prepare_accepted(&socket);
+    let decided = async {
+        let target = route::inbound::plaintext(original_dst)?;
+        Ok((target, shared.mesh.local_workload(&context.pod).await?))
+    };
+    let (target, local) = match decided.await {
+        Ok(decided) => decided,
+        Err(refusal) => {
+            relay::reset(&socket);
+            return turned_away(Reporter::Destination, peer, original_dst.0, &Outcome::Refused(refusal));
+        }
+    };
+    let ends = Ends {
+        reporter: Reporter::Destination,
+        source: shared.mesh.read(|mesh| {
+            mesh.workload_by_addr(&shared.config.node.network, peer.ip()).map(std::sync::Arc::clone)
+        }),
+        derived_source: None,
+        source_principal: None,
+        destination: Some(std::sync::Arc::clone(&local)),
+        service: target.service.clone(),
+        security: Security::Unknown,
+        source_addr: peer,
+        destination_addr: original_dst.0,
+        authority: None,
+    };
+    let connection = Connection::open(&shared.metrics, ends, start);
+    let arrival = Arrival { local: &local, source: peer, target: target.addr, identity: None };
+    let outcome = match admit(shared, &arrival) {
+        Err(denied) => denied,
+        Ok(()) => {
+            let source = context.keep_source.then_some(peer.ip());
+            match context.sockets.deliver(target.addr, source).await {
+                Err(error) => Outcome::connect_failed(&error, Leg::Plain),
+                Ok(mut application) => {
+                    let path = || shared.fastpath.connection(application.as_fd());
+                    connection.set_path(path());
+                    let result = relay::tcp(&mut socket, &mut application, &connection).await;
+                    connection.set_path(shared.fastpath.connection(application.as_fd()));
+                    result.map_or_else(|error| error.outcome(), |()| Outcome::Complete)
+                }
+            }
+        }
+    };
+    if outcome != Outcome::Complete {
+        relay::reset(&socket);
+    }
+    connection.finish(&outcome);
+}

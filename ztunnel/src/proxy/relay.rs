@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: Apache-2.0
+//! ⑥ Copies both ways until both ends are done, and carries every way of ending across.
+//!
+//! | one side | the other side |
+//! |--|--|
+//! | FIN, END_STREAM | END_STREAM, FIN; the other direction goes on |
+//! | RST, RST_STREAM(CANCEL) | RST_STREAM(CANCEL), RST: both directions end |
+//! | RST_STREAM(NO_ERROR) | FIN: the peer is done and wants no more |
+//! | the tunnel breaks, another RST_STREAM | RST, and an error in the access log |
+//!
+//! Buffers exist only while there is data: a direction that waits holds none. Memory is bounded by flow control on
+//! both sides: what the receiver does not take, the sender is not allowed to send.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use h2::{Reason, RecvStream, SendStream};
+use socket2::SockRef;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use ztunnel_core::report::{CopyStage, H2Stage, Outcome};
+
+/// Sizes of one read: it grows when data fills it, and shrinks again when it does not.
+const SMALLEST_READ: usize = 4 << 10;
+const LARGEST_READ: usize = 256 << 10;
+
+/// How long to wait for a receiver that has not read what the fast path gave it: at first, and at most.
+const HELD_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_HELD_PAUSE: Duration = Duration::from_millis(64);
+
+/// Counts the bytes of both directions while they flow.
+pub trait Meter {
+    /// From the downstream socket to the upstream one.
+    fn sent(&self, bytes: usize);
+    /// From the upstream socket to the downstream one.
+    fn received(&self, bytes: usize);
+}
+
+/// What ended a relay early.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// Reading from the downstream side or writing upstream failed.
+    #[error("send: {0}")]
+    Send(io::Error),
+    /// Reading from the upstream side or writing downstream failed.
+    #[error("receive: {0}")]
+    Receive(io::Error),
+    /// The tunnel failed.
+    #[error("h2 failed: {0}")]
+    Http2(h2::Error),
+}
+
+impl RelayError {
+    /// As it is reported to the operator.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Send(error) => Outcome::copy(CopyStage::Send, error),
+            Self::Receive(error) => Outcome::copy(CopyStage::Receive, error),
+            Self::Http2(error) => Outcome::H2 { stage: H2Stage::Stream, error: error.to_string() },
+        }
+    }
+}
+
+/// Why one direction stopped before its end.
+enum Broken {
+    /// One of the peers reset: pass it on. Not an error, connections end like that every day.
+    Reset,
+    /// Something failed on the way.
+    Failed(RelayError),
+}
+
+/// The stream of a tunnel that carries one connection.
+#[derive(Debug)]
+pub struct TunnelStream {
+    /// Towards the peer.
+    pub send: SendStream<Bytes>,
+    /// From the peer.
+    pub receive: RecvStream,
+}
+
+/// Relays between two TCP connections.
+///
+/// # Errors
+/// What failed, if it was neither an end nor a reset. Both sockets are reset then.
+pub async fn tcp(
+    downstream: &mut TcpStream,
+    upstream: &mut TcpStream,
+    meter: &impl Meter,
+) -> Result<(), RelayError> {
+    let result = {
+        let (down_read, mut down_write) = downstream.split();
+        let (up_read, mut up_write) = upstream.split();
+        let sent = copy(&down_read, &mut up_write, |n| meter.sent(n), RelayError::Send);
+        let received = copy(&up_read, &mut down_write, |n| meter.received(n), RelayError::Receive);
+        tokio::try_join!(sent, received)
+    };
+    finish(result.map(|_| ()), || {
+        reset(downstream);
+        reset(upstream);
+    })
+}
+
+/// Relays between the application's (or client's) connection and a tunnel. `sent` is TCP to tunnel.
+///
+/// # Errors
+/// What failed, if it was neither an end nor a reset. The socket and the stream are reset then.
+pub async fn tunnel(
+    socket: &mut TcpStream,
+    stream: TunnelStream,
+    meter: &impl Meter,
+) -> Result<(), RelayError> {
+    let TunnelStream { mut send, mut receive } = stream;
+    let result = {
+        let (read, mut write) = socket.split();
+        let sent = into_tunnel(&read, &mut send, |n| meter.sent(n));
+        let received = out_of_tunnel(&mut receive, &mut write, |n| meter.received(n));
+        tokio::try_join!(sent, received)
+    };
+    finish(result.map(|_| ()), || {
+        send.send_reset(Reason::CANCEL);
+        reset(socket);
+    })
+}
+
+fn finish(result: Result<(), Broken>, cut: impl FnOnce()) -> Result<(), RelayError> {
+    match result {
+        Ok(()) => Ok(()),
+        Err(broken) => {
+            cut();
+            match broken {
+                Broken::Reset => Ok(()),
+                Broken::Failed(error) => Err(error),
+            }
+        }
+    }
+}
+
+/// Makes the close of this socket a reset, so that a cut connection never looks like a complete one.
+pub fn reset(socket: &TcpStream) {
+    // It can only fail on a socket that is gone already.
+    drop(SockRef::from(socket).set_linger(Some(Duration::ZERO)));
+}
+
+/// The size of the next read, from the size of the last one.
+struct ReadSize(usize);
+
+impl ReadSize {
+    fn adapt(&mut self, read: usize) {
+        if read >= self.0 {
+            self.0 = (self.0 * 4).min(LARGEST_READ);
+        } else if read < self.0 / 8 {
+            self.0 = (self.0 / 4).max(SMALLEST_READ);
+        }
+    }
+}
+
+/// Reads once; empty at the end of input. Holds a buffer only while the socket is readable.
+///
+/// A short read does not mean that the socket is empty: a socket on the fast path has two queues, and one read takes
+/// from one of them. `try_read_buf` keeps the readiness until the kernel itself says that there is no more;
+/// `AsyncRead` would drop it at the first short read, and the rest would never be read.
+fn poll_read(read: &ReadHalf<'_>, size: &mut ReadSize, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    loop {
+        // The cheap question first: nothing is allocated for a socket that has nothing to say.
+        std::task::ready!(read.as_ref().poll_read_ready(cx))?;
+        let mut buffer = BytesMut::with_capacity(size.0);
+        match read.as_ref().try_read_buf(&mut buffer) {
+            Ok(count) => {
+                size.adapt(count);
+                return Poll::Ready(Ok(buffer.freeze()));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+    }
+}
+
+/// Writes all of `data`. The kernel may hold a message back on the fast path (`EACCES`): the receiver has not read what
+/// went there before, and bytes must never wait for it in two queues. There is no event for "it has been read", so we ask
+/// again, ever less often; a receiver that reads costs no such question.
+async fn write_all(write: &mut WriteHalf<'_>, mut data: &[u8]) -> io::Result<()> {
+    let mut pause = HELD_PAUSE;
+    while !data.is_empty() {
+        match write.write(data).await {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                data = &data[written..];
+                pause = HELD_PAUSE;
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_HELD_PAUSE);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+async fn copy(
+    read: &ReadHalf<'_>,
+    write: &mut WriteHalf<'_>,
+    count: impl Fn(usize),
+    failed: impl Fn(io::Error) -> RelayError,
+) -> Result<(), Broken> {
+    let mut size = ReadSize(SMALLEST_READ);
+    loop {
+        let chunk = match poll_fn(|cx| poll_read(read, &mut size, cx)).await {
+            Ok(chunk) if chunk.is_empty() => break,
+            Ok(chunk) => chunk,
+            Err(error) => return Err(broken(error, &failed)),
+        };
+        count(chunk.len());
+        write_all(write, &chunk).await.map_err(|error| broken(error, &failed))?;
+    }
+    shut(write).await.map_err(|error| broken(error, &failed))
+}
+
+async fn into_tunnel(
+    read: &ReadHalf<'_>,
+    send: &mut SendStream<Bytes>,
+    count: impl Fn(usize),
+) -> Result<(), Broken> {
+    let mut size = ReadSize(SMALLEST_READ);
+    loop {
+        let chunk = poll_fn(|cx| {
+            // A peer that wants no more says so even while the application is silent.
+            match send.poll_reset(cx) {
+                // It has said all it wants to say and wants no more: what it said must still arrive.
+                Poll::Ready(Ok(Reason::NO_ERROR)) => return Poll::Ready(Ok(None)),
+                Poll::Ready(Ok(reason)) => return Poll::Ready(Err(refused_by_peer(reason))),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(tunnel_broken(error))),
+                Poll::Pending => {}
+            }
+            poll_read(read, &mut size, cx).map_ok(Some).map_err(|error| broken(error, RelayError::Send))
+        })
+        .await?;
+        let Some(chunk) = chunk else { return Ok(()) };
+        if chunk.is_empty() {
+            return send.send_data(Bytes::new(), true).map_err(tunnel_broken);
+        }
+        count(chunk.len());
+        send_all(send, chunk).await?;
+    }
+}
+
+/// Sends `data` as the peer's window allows.
+async fn send_all(send: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), Broken> {
+    while !data.is_empty() {
+        send.reserve_capacity(data.len());
+        let mut granted = send.capacity();
+        while granted == 0 {
+            granted = match poll_fn(|cx| send.poll_capacity(cx)).await {
+                Some(Ok(granted)) => granted,
+                Some(Err(error)) => return Err(tunnel_broken(error)),
+                // The stream is no longer open for sending.
+                None => return Err(Broken::Reset),
+            };
+        }
+        let part = data.split_to(granted.min(data.len()));
+        send.send_data(part, false).map_err(tunnel_broken)?;
+    }
+    Ok(())
+}
+
+async fn out_of_tunnel(
+    receive: &mut RecvStream,
+    write: &mut WriteHalf<'_>,
+    count: impl Fn(usize),
+) -> Result<(), Broken> {
+    while let Some(chunk) = receive.data().await {
+        let chunk = match chunk {
+            Ok(chunk) => chunk,
+            Err(error) if error.reason() == Some(Reason::NO_ERROR) && error.is_reset() => break,
+            Err(error) => return Err(tunnel_broken(error)),
+        };
+        count(chunk.len());
+        write_all(write, &chunk).await.map_err(|error| broken(error, RelayError::Receive))?;
+        receive.flow_control().release_capacity(chunk.len()).map_err(tunnel_broken)?;
+    }
+    shut(write).await.map_err(|error| broken(error, RelayError::Receive))
+}
+
+/// Sends FIN. A peer that is gone already needs none.
+async fn shut(write: &mut WriteHalf<'_>) -> io::Result<()> {
+    match write.shutdown().await {
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+        result => result,
+    }
+}
+
+fn broken(error: io::Error, failed: impl Fn(io::Error) -> RelayError) -> Broken {
+    use io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::ConnectionReset
+        | Kind::ConnectionAborted
+        | Kind::BrokenPipe
+        | Kind::NotConnected
+        | Kind::UnexpectedEof => Broken::Reset,
+        _ => Broken::Failed(failed(error)),
+    }
+}
+
+/// RFC 9113, section 8.1: NO_ERROR asks us to stop sending; CANCEL and STREAM_CLOSED are a peer that went away.
+fn refused_by_peer(reason: Reason) -> Broken {
+    match reason {
+        Reason::NO_ERROR | Reason::CANCEL | Reason::STREAM_CLOSED => Broken::Reset,
+        reason => Broken::Failed(RelayError::Http2(reason.into())),
+    }
+}
+
+fn tunnel_broken(error: h2::Error) -> Broken {
+    match error.reason() {
+        Some(reason) if error.is_reset() => refused_by_peer(reason),
+        _ => Broken::Failed(RelayError::Http2(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_grow_with_bulk_and_shrink_with_small_messages() {
+        let mut size = ReadSize(SMALLEST_READ);
+        for _ in 0..10 {
+            size.adapt(size.0);
+        }
+        assert_eq!(size.0, LARGEST_READ);
+        for _ in 0..10 {
+            size.adapt(64);
+        }
+        assert_eq!(size.0, SMALLEST_READ);
+    }
+}

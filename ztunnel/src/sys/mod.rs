@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The system calls that the standard library and `socket2` lack. The only `unsafe` of this process.
+//!
+//! * [`sockopt`]: original destination, cookies, transparent sockets.
+//! * [`netns`]: run code inside another network namespace.
+//! * [`seqpacket`]: the node agent's socket, with file descriptors in flight.
+//! * [`bpf`]: what the fast path asks of the kernel beside `aya`.
+#![expect(unsafe_code, reason = "this module exists to hold it: one operation per block, each with its SAFETY reason")]
+
+pub mod bpf;
+pub mod netns;
+pub mod seqpacket;
+pub mod sockopt;

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The log: one line per event on standard output, `time level target message fields`, separated by tabs, or JSON.
+//!
+//! Lines go through a bounded queue to one writing thread, so that a slow reader of our output slows the node down
+//! rather than fill its memory. Source: data-plane contract, section 6.6.
+
+use std::fmt::{self, Write as _};
+use std::io::{self, Write as _};
+use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::layer::{Context, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer};
+use ztunnel_core::report::AccessEntry;
+use ztunnel_core::report::access::{LogLevel, Timestamp};
+
+use crate::config::env::Env;
+
+/// Lines that may wait for the writer.
+const QUEUE: usize = 10_000;
+/// Lines per write.
+const BATCH: usize = 64;
+
+static SINK: OnceLock<Sink> = OnceLock::new();
+
+#[derive(Debug)]
+struct Sink {
+    lines: SyncSender<Line>,
+    json: bool,
+}
+
+enum Line {
+    Text(String),
+    /// Answered when everything before it is written.
+    Flush(SyncSender<()>),
+}
+
+/// Starts the log as `RUST_LOG` and `LOG_FORMAT` say. Call once.
+pub fn init(env: &impl Env) {
+    let json = env.get("LOG_FORMAT").is_some_and(|format| format == "json");
+    let (lines, receiver) = sync_channel(QUEUE);
+    let writer = thread::Builder::new().name("ztunnel-log".into()).spawn(move || write(&receiver));
+    if writer.is_err() || SINK.set(Sink { lines, json }).is_err() {
+        return;
+    }
+    let filter = env.get("RUST_LOG").unwrap_or_else(|| "info".into());
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    // A second start in one process keeps the first log: only tests do that.
+    drop(tracing_subscriber::registry().with(Lines.with_filter(filter)).try_init());
+}
+
+/// Waits until everything logged so far is written, but not for ever.
+pub fn flush() {
+    if let Some(sink) = SINK.get() {
+        let (done, wait) = sync_channel(1);
+        if sink.lines.send(Line::Flush(done)).is_ok() {
+            // A reader that has stopped reading our output must not keep us from ending.
+            wait.recv_timeout(Duration::from_secs(1)).ok();
+        }
+    }
+}
+
+/// Writes one line of the access log, if its level is enabled.
+pub fn access(entry: &AccessEntry<'_>) {
+    let enabled = match entry.level() {
+        LogLevel::Debug => tracing::enabled!(target: "access", Level::DEBUG),
+        LogLevel::Info => tracing::enabled!(target: "access", Level::INFO),
+        LogLevel::Warn => tracing::enabled!(target: "access", Level::WARN),
+        LogLevel::Error => tracing::enabled!(target: "access", Level::ERROR),
+    };
+    if let Some(sink) = SINK.get().filter(|_| enabled) {
+        let now = SystemTime::now();
+        sink.send(if sink.json { entry.json(now) } else { entry.text(now) });
+    }
+}
+
+impl Sink {
+    fn send(&self, mut line: String) {
+        line.push('\n');
+        // Only fails when the writer is gone, and then there is nobody to tell.
+        drop(self.lines.send(Line::Text(line)));
+    }
+}
+
+fn write(lines: &Receiver<Line>) {
+    let mut batch = String::new();
+    while let Ok(first) = lines.recv() {
+        let mut flushes = Vec::new();
+        let mut next = Some(first);
+        for _ in 0..BATCH {
+            match next.take() {
+                Some(Line::Text(line)) => batch.push_str(&line),
+                Some(Line::Flush(done)) => flushes.push(done),
+                None => break,
+            }
+            next = lines.try_recv().ok();
+        }
+        match next {
+            Some(Line::Text(line)) => batch.push_str(&line),
+            Some(Line::Flush(done)) => flushes.push(done),
+            None => {}
+        }
+        // Whoever reads us may be gone; the proxy goes on.
+        drop(io::stdout().lock().write_all(batch.as_bytes()));
+        batch.clear();
+        for done in flushes {
+            done.send(()).ok();
+        }
+    }
+}
+
+/// Turns `tracing` events into lines.
+struct Lines;
+
+impl<S: Subscriber> Layer<S> for Lines {
+    fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
+        let Some(sink) = SINK.get() else { return };
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let now = Timestamp(SystemTime::now());
+        sink.send(if sink.json {
+            fields.json(event.metadata(), &now)
+        } else {
+            fields.text(event.metadata(), &now)
+        });
+    }
+}
+
+#[derive(Default)]
+struct Fields {
+    message: String,
+    rest: Vec<(&'static str, String)>,
+}
+
+impl Fields {
+    fn text(&self, metadata: &Metadata<'_>, now: &Timestamp) -> String {
+        let target = metadata.target().trim_start_matches("ztunnel::");
+        let mut line = format!("{now}\t{}\t{target}\t{}\t", level(metadata), self.message.escape_debug());
+        for (index, (name, value)) in self.rest.iter().enumerate() {
+            let space = if index == 0 { "" } else { " " };
+            // Writing to a string cannot fail.
+            write!(line, "{space}{name}={value}").ok();
+        }
+        line
+    }
+
+    fn json(&self, metadata: &Metadata<'_>, now: &Timestamp) -> String {
+        let mut object = serde_json::Map::new();
+        let mut put = |name: &str, value: &str| object.insert(name.to_owned(), value.into());
+        put("level", level(metadata));
+        put("time", &now.to_string());
+        put("scope", metadata.target());
+        put("message", &self.message);
+        for (name, value) in &self.rest {
+            put(name, value);
+        }
+        serde_json::Value::Object(object).to_string()
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let text = format!("{value:?}");
+        if field.name() == "message" {
+            self.message = text;
+        } else {
+            // Whatever a peer wrote must not look like two lines.
+            let safe = if text.contains(['\n', '\r', '\t']) { format!("{text:?}") } else { text };
+            self.rest.push((field.name(), safe));
+        }
+    }
+}
+
+fn level(metadata: &Metadata<'_>) -> &'static str {
+    match *metadata.level() {
+        Level::TRACE => "trace",
+        Level::DEBUG => "debug",
+        Level::INFO => "info",
+        Level::WARN => "warn",
+        Level::ERROR => "error",
+    }
+}
