@@ -20,16 +20,21 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::wildcard_enum_match_arm)]
 
+// Reading order: the empty lines keep rustfmt from sorting it away.
 pub mod addr;
 pub mod identity;
 pub mod mesh;
 pub mod route;
+
 pub mod lb;
+
 pub mod authz;
 pub mod hbone;
 pub mod zds;
+
 pub mod pool;
 pub mod report;
+
 pub mod fastpath;
 
 /// A name from the control plane, shared by everybody who holds it.

@@ -92,6 +92,7 @@ pub async fn serve(
     while servers.join_next().await.is_some() {}
 }
 
+#[expect(clippy::infinite_loop, reason = "a server ends when its task is dropped")]
 async fn accept<H>(listener: TcpListener, handler: Rc<H>)
 where
     H: Fn(&Request<Incoming>) -> Response<Body> + 'static,

@@ -95,7 +95,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-        let count: u64 = rest[..digits].parse().map_err(|_| wrong())?;
+        let count: u64 = rest[..digits].parse().ok().ok_or_else(wrong)?;
         rest = &rest[digits..];
         let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
         let millis = match &rest[..unit] {

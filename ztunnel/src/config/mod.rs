@@ -234,7 +234,7 @@ fn fastpath_config(env: &impl Env) -> Result<fastpath::Config, ConfigError> {
     };
     Ok(fastpath::Config {
         mode: parsed(env, "EBPF_FASTPATH", Mode::Auto, |text| {
-            text.parse().map_err(|_| "expected auto, off, half or full".to_owned())
+            text.parse().ok().ok_or_else(|| "expected auto, off, half or full".to_owned())
         })?,
         full_workloads: parsed(env, "EBPF_FULL_WORKLOADS", Vec::new(), patterns)?,
         cgroup_root: env.get("EBPF_CGROUP_ROOT").map(PathBuf::from),

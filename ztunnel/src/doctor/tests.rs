@@ -302,10 +302,13 @@ fn the_json_form_has_the_same_facts() {
 /// Works with any privilege: a probe that is refused is a line, not a failure.
 #[test]
 fn this_machine_can_be_examined() {
-    let env: &[(&str, &str)] = &[("INPOD_UDS", "/nonexistent/agent.sock"), ("PACKET_MARK", "many")];
+    let env: &[(&str, &str)] = &[("INPOD_UDS", "/nonexistent/agent.sock"), ("LOCAL_XDS", "no: mesh")];
     let report = examine(&env);
-    assert_eq!(line(&report, "settings").mark(), "MISSING");
-    assert!(line(&report, "node agent").detail.contains("/nonexistent/agent.sock") || !line(&report, "node agent").met);
-    assert_eq!(report.exit_code(), 1);
+    assert_eq!(line(&report, "settings").mark(), "ok");
+    assert_eq!(line(&report, "mesh").mark(), "MISSING");
     assert_eq!(line(&report, "SO_REUSEPORT").mark(), "ok");
+    assert!(line(&report, "node agent").detail.starts_with("/nonexistent/agent.sock: "));
+    assert_eq!(report.exit_code(), 1);
+    let report = examine(&([("PACKET_MARK", "many")].as_slice()));
+    assert!(line(&report, "settings").detail.contains("PACKET_MARK"));
 }

@@ -240,3 +240,6 @@ fn kernel_level(level: Level) -> u32 {
         Level::Full => level::FULL,
     }
 }
+
+#[cfg(test)]
+mod tests;

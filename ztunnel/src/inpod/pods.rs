@@ -113,8 +113,9 @@ impl Pods {
         info!(pod = %context.pod, level = %eligibility.level, reason = %eligibility.reason, "pod is served");
         inner.gauges.started();
         let served = Served { context, phase, eligibility };
-        if let Some(old) = inner.served.lock().insert(Arc::clone(uid), served) {
-            // The session stops a pod before it starts it anew; should that ever fail, the old one must not live on.
+        // The session stops a pod before it starts it anew; should that ever fail, the old one must not live on.
+        let old = inner.served.lock().insert(Arc::clone(uid), served);
+        if let Some(old) = old {
             self.end(&old);
         }
         inner.gauges.active(inner.served.lock().len());

@@ -15,6 +15,7 @@ use h2::server::SendResponse;
 use http::{HeaderMap, Response, StatusCode};
 use tokio::net::TcpStream;
 use tracing::{debug, info, warn};
+use ztunnel_core::addr::Authority;
 use ztunnel_core::authz;
 use ztunnel_core::hbone::{ConnectRequest, baggage, connect};
 use ztunnel_core::identity::Identity;
@@ -24,6 +25,7 @@ use ztunnel_core::route::{self, Inbound, InboundTarget};
 
 use super::accept::Accepted;
 use super::relay::{self, TunnelStream};
+use super::socket::Guarded;
 use super::{Counted, PodProxy, Shared};
 use crate::hbone::server::{self, Incoming, TunnelPeer};
 use crate::telemetry::connection::{Connection, Ends, turned_away};
@@ -74,7 +76,7 @@ async fn serve_stream(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incom
         Err(denied) => Err(denied),
     };
     let mut application = match application {
-        Ok(application) => application,
+        Ok(application) => Guarded::new(application),
         Err(outcome) => {
             refuse(&mut respond, &outcome);
             return connection.finish(&outcome);
@@ -90,12 +92,10 @@ async fn serve_stream(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incom
             let stream = TunnelStream { send, receive };
             // Here the tunnel is downstream: what comes out of it is sent to the application.
             let result = relay::tunnel(&mut application, stream, &Reversed(&connection)).await;
+            application.end();
             result.map_or_else(|error| error.outcome(), |()| Outcome::Complete)
         }
-        Err(error) => {
-            relay::reset(&application);
-            relay::RelayError::Http2(error).outcome()
-        }
+        Err(error) => relay::RelayError::Http2(error).outcome(),
     };
     connection.set_path(shared.fastpath.connection(application.as_fd()));
     connection.finish(&outcome);
@@ -135,13 +135,20 @@ fn ends(
     let from_gateway =
         request.forwarded_network.as_ref().is_some_and(|theirs| !theirs.eq_ignore_ascii_case(network));
     let source = if from_gateway { None } else { mesh.workload_by_addr(network, peer.address.ip()) };
+    // The peer's word counts only among the services that the pod is in.
+    let service = match (&request.authority, request.forwarded.host.as_deref()) {
+        (Authority::Addr(_), Some(host)) => {
+            route::inbound::guess_service(mesh, local, target.addr.port(), Some(host))
+        }
+        _ => target.service.clone(),
+    };
     Ends {
         reporter: Reporter::Destination,
         source: source.map(Arc::clone),
         derived_source: shared.config.tunnels.response_baggage.then(|| request.baggage.clone()),
         source_principal: peer.identity.clone(),
         destination: Some(Arc::clone(local)),
-        service: target.service.clone(),
+        service,
         security: Security::MutualTls,
         source_addr: peer.address,
         destination_addr: peer.local,

@@ -18,6 +18,7 @@ use ztunnel_core::route::{self, Hop, Outbound, Route, RouteKind, Routing};
 
 use super::accept::Accepted;
 use super::relay::{self, Meter};
+use super::socket::Guarded;
 use super::{Counted, PodProxy};
 use crate::entropy::entropy;
 use crate::hbone::pool::{Lease, Opened};
@@ -30,14 +31,12 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let _open = context.shared.metrics.open_socket(Reporter::Source);
     let _counted = Counted::new(context);
     let original_dst = accepted.original_dst();
-    let Accepted { mut socket, peer, .. } = accepted;
+    let Accepted { socket, peer, .. } = accepted;
+    let mut socket = Guarded::new(socket);
     context.sockets.prepare_accepted(&socket);
     let decided = match decide(&proxy, original_dst).await {
         Ok(decided) => decided,
-        Err(outcome) => {
-            relay::reset(&socket);
-            return turned_away(Reporter::Source, peer, original_dst.0, &outcome);
-        }
+        Err(outcome) => return turned_away(Reporter::Source, peer, original_dst.0, &outcome),
     };
     let (source, route) = decided;
     let connection = Connection::open(&context.shared.metrics, ends(&source, &route, peer), start);
@@ -50,17 +49,18 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
         }
         RouteKind::Plaintext(addr) | RouteKind::Passthrough(addr) => {
             match context.sockets.connect(*addr).await {
-                Ok(mut upstream) => {
+                Ok(upstream) => {
+                    let mut upstream = Guarded::new(upstream);
                     let result = relay::tcp(&mut socket, &mut upstream, &connection).await;
+                    upstream.end();
                     result.map_or_else(|error| error.outcome(), |()| Outcome::Complete)
                 }
                 Err(error) => Outcome::connect_failed(&error, Leg::Plain),
             }
         }
     };
-    if outcome != Outcome::Complete {
-        // What the application sent may never have arrived: it must not take this for a clean end.
-        relay::reset(&socket);
+    if outcome == Outcome::Complete {
+        socket.end();
     }
     connection.set_path(context.shared.fastpath.connection(socket.as_fd()));
     connection.finish(&outcome);

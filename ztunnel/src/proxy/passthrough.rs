@@ -3,6 +3,7 @@
 
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use ztunnel_core::report::{Leg, Outcome, Reporter, Security};
@@ -11,6 +12,7 @@ use ztunnel_core::route;
 use super::accept::Accepted;
 use super::inbound::{Arrival, admit};
 use super::relay;
+use super::socket::Guarded;
 use super::{Counted, PodProxy};
 use crate::telemetry::connection::{Connection, Ends, turned_away};
 
@@ -22,7 +24,8 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let _open = shared.metrics.open_socket(Reporter::Destination);
     let _counted = Counted::new(context);
     let original_dst = accepted.original_dst();
-    let Accepted { mut socket, peer, .. } = accepted;
+    let Accepted { socket, peer, .. } = accepted;
+    let mut socket = Guarded::new(socket);
     context.sockets.prepare_accepted(&socket);
     let decided = async {
         let target = route::inbound::plaintext(original_dst)?;
@@ -31,19 +34,20 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let (target, local) = match decided.await {
         Ok(decided) => decided,
         Err(refusal) => {
-            relay::reset(&socket);
             return turned_away(Reporter::Destination, peer, original_dst.0, &Outcome::Refused(refusal));
         }
     };
+    let (source, service) = shared.mesh.read(|mesh| {
+        let source = mesh.workload_by_addr(&shared.config.node.network, peer.ip()).map(Arc::clone);
+        (source, route::inbound::guess_service(mesh, &local, target.addr.port(), None))
+    });
     let ends = Ends {
         reporter: Reporter::Destination,
-        source: shared.mesh.read(|mesh| {
-            mesh.workload_by_addr(&shared.config.node.network, peer.ip()).map(std::sync::Arc::clone)
-        }),
+        source,
         derived_source: None,
         source_principal: None,
-        destination: Some(std::sync::Arc::clone(&local)),
-        service: target.service.clone(),
+        destination: Some(Arc::clone(&local)),
+        service,
         security: Security::Unknown,
         source_addr: peer,
         destination_addr: original_dst.0,
@@ -57,18 +61,19 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
             let source = context.keep_source.then_some(peer.ip());
             match context.sockets.deliver(target.addr, source).await {
                 Err(error) => Outcome::connect_failed(&error, Leg::Plain),
-                Ok(mut application) => {
-                    let path = || shared.fastpath.connection(application.as_fd());
-                    connection.set_path(path());
+                Ok(application) => {
+                    let mut application = Guarded::new(application);
+                    connection.set_path(shared.fastpath.connection(application.as_fd()));
                     let result = relay::tcp(&mut socket, &mut application, &connection).await;
+                    application.end();
                     connection.set_path(shared.fastpath.connection(application.as_fd()));
                     result.map_or_else(|error| error.outcome(), |()| Outcome::Complete)
                 }
             }
         }
     };
-    if outcome != Outcome::Complete {
-        relay::reset(&socket);
+    if outcome == Outcome::Complete {
+        socket.end();
     }
     connection.finish(&outcome);
 }

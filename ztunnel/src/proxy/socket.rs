@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::{Deref, DerefMut};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
 use tracing::{debug, warn};
 
+use super::relay;
 use crate::config::{Keepalive, SocketConfig};
 use crate::fastpath::FastPath;
 use crate::sys::netns::Netns;
@@ -179,6 +181,47 @@ impl PodSockets {
         match tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(to)).await {
             Ok(result) => result,
             Err(elapsed) => Err(io::Error::new(io::ErrorKind::TimedOut, elapsed)),
+        }
+    }
+}
+
+/// A connection that is reset when it is dropped, unless it came to its end: a cut one must never look complete.
+#[derive(Debug)]
+pub struct Guarded {
+    socket: TcpStream,
+    ended: bool,
+}
+
+impl Guarded {
+    /// Guards `socket`.
+    pub fn new(socket: TcpStream) -> Self {
+        Self { socket, ended: false }
+    }
+
+    /// Both directions have ended as they should.
+    pub fn end(&mut self) {
+        self.ended = true;
+    }
+}
+
+impl Deref for Guarded {
+    type Target = TcpStream;
+
+    fn deref(&self) -> &TcpStream {
+        &self.socket
+    }
+}
+
+impl DerefMut for Guarded {
+    fn deref_mut(&mut self) -> &mut TcpStream {
+        &mut self.socket
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        if !self.ended {
+            relay::reset(&self.socket);
         }
     }
 }

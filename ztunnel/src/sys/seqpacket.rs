@@ -81,7 +81,7 @@ impl Seqpacket {
     /// # Cancel safety
     /// No packet is lost if the future is dropped before it is ready.
     pub async fn receive(&self) -> io::Result<Packet> {
-        self.0.async_io(Interest::READABLE, |fd| receive(fd)).await
+        self.0.async_io(Interest::READABLE, receive).await
     }
 }
 
