@@ -26,9 +26,8 @@ fn read<T: Default>(base: u64, offset: u32) -> Option<T> {
     let mut value = T::default();
     let address = base.wrapping_add(offset as u64);
     // SAFETY: the helper copies into `value` and reports a bad address instead of faulting.
-    let status = unsafe {
-        bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, address as *const _)
-    };
+    let status =
+        unsafe { bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, address as *const _) };
     (status == 0).then_some(value)
 }
 
@@ -50,7 +49,7 @@ pub fn copied_seq(layout: &Layout, sk: u64) -> Option<u32> {
     read(sk, layout.copied_seq)
 }
 
-/// Redirected bytes that wait to be read, or [`QUEUED_UNKNOWN`].
+/// Redirected bytes that wait to be read, or [`QUEUED_UNKNOWN`]; nothing if the socket has no psock.
 #[inline(always)]
 pub fn queued(layout: &Layout, sk: u64) -> Option<u64> {
     let psock = read::<u64>(sk, layout.sk_user_data)? & !USER_DATA_FLAGS;

@@ -56,7 +56,9 @@ impl<K, V, const TYPE: usize, const ENTRIES: usize, const FLAGS: usize> Map<K, V
     #[inline(always)]
     pub fn get(&self, key: &K) -> Option<&mut V> {
         // SAFETY: the helper returns null or a value of this map, alive for this program run.
-        unsafe { helpers::bpf_map_lookup_elem(self.as_ptr(), core::ptr::from_ref(key).cast()).cast::<V>().as_mut() }
+        unsafe {
+            helpers::bpf_map_lookup_elem(self.as_ptr(), core::ptr::from_ref(key).cast()).cast::<V>().as_mut()
+        }
     }
 
     #[inline(always)]

@@ -6,10 +6,10 @@
 //! reads come first and the look-up of the receiver by its cookie, which is never used again, comes
 //! last: if it succeeds, the memory was that socket all the time.
 
-use aya_ebpf::bindings::{BPF_F_INGRESS, sk_action::SK_PASS};
+use aya_ebpf::bindings::{BPF_F_INGRESS, sk_action::{SK_DROP, SK_PASS}};
 use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::programs::SkMsgContext;
-use ztunnel_common::{Control, Conn, Flow, Own, stats, verdict};
+use ztunnel_common::{Conn, Control, Flow, Own, stats, verdict};
 
 use crate::kernel;
 use crate::maps::{CONNS, CONTROL, OWN, PODS, SOCKS, count};
@@ -23,6 +23,10 @@ pub fn verdict(ctx: &SkMsgContext) -> u32 {
     let Some(own) = own(ctx) else { return alone(size) };
     let Some(conn) = CONNS.get(&own.id) else { return alone(size) };
     let reason = judge(ctx, own, conn, size);
+    if reason != 0 && must_hold(ctx, own, conn) {
+        count(stats::HELD, 1);
+        return SK_DROP;
+    }
     let flow = sending(own, conn);
     if reason == 0 {
         flow.tally.bytes += size;
@@ -64,6 +68,15 @@ fn alone(size: u64) -> u32 {
 #[inline(always)]
 fn sending<'a>(own: &Own, conn: &'a mut Conn) -> &'a mut Flow {
     if own.side == 0 { &mut conn.forward } else { &mut conn.backward }
+}
+
+/// Whether the message has to wait: it may not be redirected, and the application has not read what was.
+#[inline(always)]
+fn must_hold(ctx: &SkMsgContext, own: &Own, conn: &Conn) -> bool {
+    let peer = if own.side == 0 { &conn.backward } else { &conn.forward };
+    let layout = kernel::layout();
+    let alive = kernel::cookie(&layout, peer.sk) == Some(peer.cookie) && verdict::may_send(state(ctx));
+    alive && kernel::queued(&layout, peer.sk).is_some_and(|queued| verdict::must_hold(own.role, queued))
 }
 
 /// 0 if the message was redirected, or the slot of the reason why not.
@@ -108,19 +121,16 @@ fn gate(ctx: &SkMsgContext, flow: &mut Flow, peer: u64, peer_cookie: u64, size: 
     if written != copied {
         return stats::NOT_DRAINED;
     }
-    let Some(queued) = kernel::queued(&layout, peer) else { return stats::UNREADABLE };
+    // A receiver without a psock has left the map, or is about to close.
+    let Some(queued) = kernel::queued(&layout, peer) else { return stats::NOT_MEMBER };
     if !verdict::credit(flow, queued, size) {
         return stats::CREDIT;
     }
     let mut key = peer_cookie;
     // SAFETY: the context is valid, the map is a sockhash with a key of eight bytes.
     let found = unsafe {
-        helpers::bpf_msg_redirect_hash(
-            ctx.msg,
-            SOCKS.as_ptr(),
-            (&raw mut key).cast(),
-            BPF_F_INGRESS as u64,
-        ) as i64
+        helpers::bpf_msg_redirect_hash(ctx.msg, SOCKS.as_ptr(), (&raw mut key).cast(), BPF_F_INGRESS as u64)
+            as i64
     };
     if found == FOUND { 0 } else { stats::NOT_MEMBER }
 }

@@ -19,7 +19,7 @@ use ztunnel_common::verdict::roles_match;
 use ztunnel_common::{Conn, Flow, Own, Pending, PendingKey, Pod, level, role, stats};
 
 use crate::kernel;
-use crate::maps::{CONNS, OWN, PENDING, PODS, SOCKS, TAGS, count};
+use crate::maps::{CONNS, CONTROL, OWN, PENDING, PODS, SOCKS, TAGS, count};
 
 const AF_INET: u32 = 2;
 const TCP_CLOSE: u32 = 7;
@@ -102,7 +102,9 @@ fn recall<'a>(sk: *mut core::ffi::c_void) -> Option<&'a mut Own> {
 #[inline(always)]
 fn enrolled(netns: u64) -> Option<Pod> {
     let pod = *PODS.get(&netns)?;
-    (pod.on != 0 && pod.level != level::OFF).then_some(pod)
+    // Membership alone changes what an application sees: who is switched off gets no new members.
+    let node_on = CONTROL.get(&0).is_some_and(|control| control.on != 0);
+    (node_on && pod.on != 0 && pod.level != level::OFF).then_some(pod)
 }
 
 /// Puts the socket of this event into the sockhash: 0, or the slot of the reason.
@@ -110,9 +112,8 @@ fn enrolled(netns: u64) -> Option<Pod> {
 fn enter(ctx: &SockOpsContext, cookie: u64) -> u32 {
     let mut key = cookie;
     // SAFETY: the context is valid, the map is a sockhash with a key of eight bytes.
-    let status = unsafe {
-        helpers::bpf_sock_hash_update(ctx.ops, SOCKS.as_ptr(), (&raw mut key).cast(), 1) as i64
-    };
+    let status =
+        unsafe { helpers::bpf_sock_hash_update(ctx.ops, SOCKS.as_ptr(), (&raw mut key).cast(), 1) as i64 };
     match status {
         0 => 0,
         E2BIG | ENOMEM => stats::MAP_FULL,
@@ -136,9 +137,11 @@ fn to_loopback(ops: *mut bpf_sock_ops) -> bool {
         return v4 & 0xff == 127;
     }
     // SAFETY: as above.
-    let v6 = unsafe { [(*ops).remote_ip6[0], (*ops).remote_ip6[1], (*ops).remote_ip6[2], (*ops).remote_ip6[3]] };
+    let v6 =
+        unsafe { [(*ops).remote_ip6[0], (*ops).remote_ip6[1], (*ops).remote_ip6[2], (*ops).remote_ip6[3]] };
     v6[0] | v6[1] == 0
-        && ((v6[2] == 0 && u32::from_be(v6[3]) == 1) || (u32::from_be(v6[2]) == 0xffff && v6[3] & 0xff == 127))
+        && ((v6[2] == 0 && u32::from_be(v6[3]) == 1)
+            || (u32::from_be(v6[2]) == 0xffff && v6[3] & 0xff == 127))
 }
 
 #[inline(always)]
@@ -166,7 +169,8 @@ fn on_active(ctx: &SockOpsContext) {
     let filed = PendingKey { netns, active_seq, passive_seq };
     let Some(own) = remember(sk, Own { id: cookie, cookie, filed, role, ..Own::default() }) else { return };
     let address = address(own);
-    let refused = if kernel::is_mptcp(&kernel::layout(), address) { stats::MPTCP } else { enter(ctx, cookie) };
+    let refused =
+        if kernel::is_mptcp(&kernel::layout(), address) { stats::MPTCP } else { enter(ctx, cookie) };
     if refused != 0 {
         own.id = 0;
         own.unpaired = refused;

@@ -73,7 +73,8 @@ async fn serve(shared: Arc<Shared>, tag: String) -> anyhow::Result<()> {
     let workers = Workers::start_threads(shared.config.workers).context("worker threads")?;
     let pods = Pods::new(Arc::clone(&shared), workers, shared.metrics.pods());
     let (quit, mut asked_to_quit) = mpsc::channel(1);
-    let doors = Doors { shared: Arc::clone(&shared), pods: pods.clone(), readiness: readiness.clone(), quit, tag };
+    let doors =
+        Doors { shared: Arc::clone(&shared), pods: pods.clone(), readiness: readiness.clone(), quit, tag };
     let servers = open_doors(&doors)?;
     // The mesh was read whole before anything else began.
     readiness.done(STATE_MANAGER);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line. `proxy`, `version` and `help` are the contract's; the rest looks at this machine or at a running node.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks to its user")]
+#![expect(clippy::print_stderr, reason = "a command line talks to its user")]
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -19,7 +19,10 @@ use crate::{app, doctor, version};
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Parser)]
-#[command(name = "ztunnel", about = "The node proxy of Istio ambient mesh, with local hops accelerated by eBPF")]
+#[command(
+    name = "ztunnel",
+    about = "The node proxy of Istio ambient mesh, with local hops accelerated by eBPF"
+)]
 #[command(disable_help_subcommand = true)]
 struct Arguments {
     #[command(subcommand)]
@@ -90,7 +93,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.command.unwrap_or(Command::Proxy { arguments: Vec::new() }) {
         Command::Proxy { arguments: _ } => return proxy(),
         Command::Version => {
-            println!("{}", version::describe());
+            say(&format!("{}\n", version::describe()));
             Ok(())
         }
         Command::Help => {
@@ -127,8 +130,8 @@ fn proxy() -> ExitCode {
 fn examine(output: Output) -> ExitCode {
     let report = doctor::examine(&ProcessEnv);
     match output {
-        Output::Text => print!("{report}"),
-        Output::Json => println!("{:#}", serde_json::json!(report)),
+        Output::Text => say(&report.to_string()),
+        Output::Json => say(&format!("{:#}\n", serde_json::json!(report))),
     }
     ExitCode::from(report.exit_code())
 }
@@ -136,19 +139,24 @@ fn examine(output: Output) -> ExitCode {
 fn switch(action: Accel, pod: Option<&str>) -> io::Result<()> {
     let state = if action == Accel::On { "on" } else { "off" };
     let pod = pod.map(|pod| format!("&pod={pod}")).unwrap_or_default();
-    print!("{}", ask("POST", &format!("/accel?state={state}{pod}"))?);
+    say(&ask("POST", &format!("/accel?state={state}{pod}"))?);
     Ok(())
 }
 
 fn status(output: Output, pod: Option<&str>) -> io::Result<()> {
     let text = ask("GET", "/status")?;
     if output == Output::Json {
-        print!("{text}");
+        say(&text);
         return Ok(());
     }
     let status: Value = serde_json::from_str(&text).map_err(io::Error::other)?;
-    print!("{}", render(&status, pod));
+    say(&render(&status, pod));
     Ok(())
+}
+
+/// Prints; whoever reads us may stop reading, which is no failure.
+fn say(text: &str) {
+    io::stdout().write_all(text.as_bytes()).ok();
 }
 
 /// The status for people: problems first.
@@ -197,10 +205,16 @@ fn render(status: &Value, only: Option<&str>) -> String {
 fn ask(method: &str, target: &str) -> io::Result<String> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN_PORT));
     let mut socket = TcpStream::connect_timeout(&address, ADMIN_TIMEOUT).map_err(|error| {
-        io::Error::new(error.kind(), format!("no ztunnel answers on {address}: {error} (run this in its network namespace)"))
+        io::Error::new(
+            error.kind(),
+            format!("no ztunnel answers on {address}: {error} (run this in its network namespace)"),
+        )
     })?;
     socket.set_read_timeout(Some(ADMIN_TIMEOUT))?;
-    write!(socket, "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")?;
+    write!(
+        socket,
+        "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    )?;
     let mut answer = String::new();
     socket.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| io::Error::other("not an HTTP answer"))?;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! The programs' decisions, pure and testable on the host.
 //!
-//! A message is redirected only if all of this holds; otherwise it goes by TCP, with the reason:
+//! A message is redirected only if all of this holds; otherwise it goes by TCP, or is held back towards an
+//! application that has redirected bytes to read ([`must_hold`]), with the reason:
 //! * *permission*: node, pod and direction are switched on;
 //! * *order*: every byte that this end ever gave to TCP has been read by the other end
 //!   (`write_seq == copied_seq`), and the receiver is the socket it was;
@@ -14,6 +15,9 @@ use crate::values::{Flow, Pod, level, role};
 
 /// Redirected bytes that may be unread in one direction of one pair.
 pub const CREDIT_BYTES: u64 = 256 << 10;
+/// The same towards an application: there a message that does not fit is held back, so that the
+/// credit is also what ztunnel can send in one go.
+pub const CREDIT_BYTES_TO_APPLICATION: u64 = 1 << 20;
 /// Redirected messages that may be unread. A message of one byte costs the kernel a `sk_msg` of
 /// 1 KiB and may keep a page fragment of 32 KiB alive, so that bytes alone are no bound.
 pub const CREDIT_MESSAGES: u64 = 96;
@@ -30,10 +34,7 @@ const CLOSE_WAIT: u32 = 8;
 #[inline(always)]
 #[must_use]
 pub const fn roles_match(active: u32, passive: u32) -> bool {
-    matches!(
-        (active, passive),
-        (role::APPLICATION, role::ACCEPTED) | (role::DELIVERY, role::APPLICATION)
-    )
+    matches!((active, passive), (role::APPLICATION, role::ACCEPTED) | (role::DELIVERY, role::APPLICATION))
 }
 
 /// What can be said before the kernel is asked: 0, or the slot of the reason.
@@ -75,17 +76,21 @@ pub fn take_turn(flow: &mut Flow, other_messages: u64, size: u64) {
 #[inline(always)]
 #[must_use]
 pub fn limits(control: &Control, flow: &Flow, size: u64) -> u32 {
+    let forced = control.pass_every != 0
+        && (flow.tally.messages + flow.tally.passed_messages).is_multiple_of(control.pass_every as u64);
+    if forced {
+        return stats::FORCED;
+    }
+    if flow.role != role::APPLICATION {
+        // Towards an application nothing changes queues without need: see `must_hold`.
+        return 0;
+    }
     if size > control.message_limit as u64 {
         return stats::LARGE;
     }
     let small = size < control.bulk_message as u64;
     if small && control.bulk_limit != 0 && flow.turn > control.bulk_limit as u64 {
         return stats::BULK;
-    }
-    if control.pass_every != 0
-        && (flow.tally.messages + flow.tally.passed_messages) % control.pass_every as u64 == 0
-    {
-        return stats::FORCED;
     }
     0
 }
@@ -115,7 +120,20 @@ pub fn credit(flow: &mut Flow, queued: u64, size: u64) -> bool {
     }
     let unread = flow.tally.bytes.saturating_sub(flow.read);
     let unread_messages = flow.tally.messages.saturating_sub(flow.read_messages);
-    unread + size <= CREDIT_BYTES && unread_messages < CREDIT_MESSAGES
+    let bytes = if flow.role == role::APPLICATION { CREDIT_BYTES } else { CREDIT_BYTES_TO_APPLICATION };
+    unread + size <= bytes && unread_messages < CREDIT_MESSAGES
+}
+
+/// Whether a message that may not be redirected is held back instead of passed to TCP: the sender is
+/// ztunnel, who can try again, and the application has redirected bytes to read (`queued`).
+///
+/// An application's socket then never holds bytes in both of its queues. One read takes from one of
+/// them, and a reader that takes a short read for an empty socket (edge-triggered epoll) would wait
+/// for ever for what is in the other.
+#[inline(always)]
+#[must_use]
+pub const fn must_hold(sender: u32, queued: u64) -> bool {
+    sender != role::APPLICATION && queued != 0
 }
 
 /// Whether the sender has to leave the map: it is the application's, it never receives redirected

@@ -67,7 +67,7 @@ fn unread_bytes_are_bounded_with_and_without_the_kernels_count() {
             send(&mut flow, 4096);
             unread += 4096;
         }
-        assert_eq!(unread, 96 * 4096, "messages run out first");
+        assert_eq!(unread, CREDIT_BYTES);
         assert!(credit(&mut flow, 0, 4096), "an empty list gives the credit back");
     }
 }
@@ -106,4 +106,24 @@ fn only_a_sender_of_a_half_pair_leaves() {
     assert!(must_leave(level::HALF, &flow));
     assert!(!must_leave(level::FULL, &flow));
     assert!(!must_leave(level::HALF, &Flow { role: role::DELIVERY, ..flow }));
+}
+
+#[test]
+fn an_application_never_has_bytes_in_both_queues() {
+    assert!(must_hold(role::ACCEPTED, 1) && must_hold(role::DELIVERY, QUEUED_UNKNOWN));
+    assert!(!must_hold(role::ACCEPTED, 0), "an empty list: TCP may take over");
+    assert!(!must_hold(role::APPLICATION, 1), "an application cannot be told to try again");
+}
+
+#[test]
+fn towards_an_application_size_alone_changes_nothing() {
+    let flow = Flow { turn: u64::MAX / 2, role: role::DELIVERY, ..Flow::default() };
+    assert_eq!(limits(&Control { bulk_limit: 1, ..ON }, &flow, 1 << 20), 0);
+}
+
+#[test]
+fn the_credit_towards_an_application_is_its_own() {
+    let mut flow = Flow { role: role::ACCEPTED, ..Flow::default() };
+    assert!(credit(&mut flow, 0, CREDIT_BYTES_TO_APPLICATION));
+    assert!(!credit(&mut flow, 0, CREDIT_BYTES_TO_APPLICATION + 1));
 }

@@ -8,13 +8,10 @@ use crate::version;
 
 /// The mesh as this node knows it, in the schema that istioctl reads (data-plane contract, section 7.3).
 pub fn config_dump(doors: &Doors) -> Value {
-    let (workloads, services, policies) = doors.shared.mesh.read(|mesh| {
-        (
-            json!(mesh.workloads()),
-            json!(mesh.services()),
-            json!(mesh.policies()),
-        )
-    });
+    let (workloads, services, policies) = doors
+        .shared
+        .mesh
+        .read(|mesh| (json!(mesh.workloads()), json!(mesh.services()), json!(mesh.policies())));
     let certificates: Vec<Value> = doors
         .shared
         .certs

@@ -29,7 +29,8 @@ pub const METRICS_PORT: u16 = 15020;
 /// On all addresses.
 pub const READINESS_PORT: u16 = 15021;
 
-const HELP: &str = "GET  /config_dump\nGET  /status\nPOST /accel?state=on|off[&pod=namespace/name]\nPOST /quitquitquit\n";
+const HELP: &str =
+    "GET  /config_dump\nGET  /status\nPOST /accel?state=on|off[&pod=namespace/name]\nPOST /quitquitquit\n";
 
 /// What the side doors look at.
 #[derive(Debug, Clone)]

@@ -108,12 +108,7 @@ impl CertStore {
     }
 
     /// The certificate of `identity`, counting a new user of it.
-    fn fetch(
-        &self,
-        identity: &Identity,
-        user: User,
-        now: SystemTime,
-    ) -> Result<Arc<Certificate>, CertError> {
+    fn fetch(&self, identity: &Identity, user: User, now: SystemTime) -> Result<Arc<Certificate>, CertError> {
         let mut all = self.0.issued.lock();
         if let Some(issued) = all.get_mut(identity).filter(|issued| !issued.certificate.is_due(now)) {
             issued.users += usize::from(user == User::New);

@@ -118,8 +118,7 @@ impl Config {
             other => return Err(unsupported("PROXY_MODE", other, "only `shared` is supported so far")),
         }
         if let Some(address) = env.get("XDS_ADDRESS").filter(|address| !address.is_empty()) {
-            let accepted =
-                "a control plane is not supported so far: leave it empty and set LOCAL_XDS_PATH";
+            let accepted = "a control plane is not supported so far: leave it empty and set LOCAL_XDS_PATH";
             return Err(unsupported("XDS_ADDRESS", &address, accepted));
         }
         Ok(Self {

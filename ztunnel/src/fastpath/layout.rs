@@ -17,7 +17,7 @@ const KIND_STRUCT: u32 = 4;
 
 /// Why the offsets are not known.
 #[derive(Debug, thiserror::Error)]
-pub enum LayoutError {
+pub(super) enum LayoutError {
     /// The file could not be read.
     #[error("cannot read {VMLINUX}: {0}")]
     Unreadable(#[from] std::io::Error),
@@ -75,7 +75,9 @@ fn members(btf: &[u8], wanted: &[&'static str]) -> Result<Members, LayoutError> 
         let (name, info) = (types.word(at)?, types.word(at + 4)?);
         let (kind, count) = ((info >> 24) & 0x1f, (info & 0xffff) as usize);
         let start = at + 12;
-        if kind == KIND_STRUCT && let Some(structure) = wanted.iter().find(|name_| text(strings, name) == **name_) {
+        if kind == KIND_STRUCT
+            && let Some(structure) = wanted.iter().find(|name_| text(strings, name) == **name_)
+        {
             for index in 0..count {
                 let (member, offset) = (types.word(start + index * 12)?, types.word(start + index * 12 + 8)?);
                 let bits = if info >> 31 == 1 { offset & 0x00ff_ffff } else { offset };

@@ -18,6 +18,7 @@ use aya::maps::{Map as AyaMap, MapData, MapError, SockHash};
 use aya::programs::{CgroupAttachMode, SkMsg, SockOps};
 use aya::{Ebpf, EbpfLoader};
 use ztunnel_common::settings::LAYOUT_SYMBOL;
+use ztunnel_common::stats::SLOTS;
 use ztunnel_common::{Conn, Control, Own, Pod, maps};
 
 use super::status::Check;
@@ -46,7 +47,7 @@ const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// Why the fast path could not be loaded.
 #[derive(Debug, thiserror::Error)]
-pub enum LoadError {
+pub(super) enum LoadError {
     /// `cargo xtask build-ebpf` did not run before `cargo build`.
     #[error("built without eBPF object")]
     NoObject,
@@ -70,6 +71,8 @@ pub(super) struct Kernel {
     pub(super) own: Map<i32, Own>,
     pub(super) conns: Map<u64, Conn>,
     stats: Map<u32, u64>,
+    /// What the self-test counted, which is nobody's traffic.
+    baseline: Vec<u64>,
     cpus: usize,
     /// Keeps programs, links and maps alive.
     _object: Ebpf,
@@ -91,7 +94,18 @@ impl Kernel {
         self.control.insert(&0, &Control { on: u32::from(on), ..Self::settings() })
     }
 
+    /// A counter since [`forget_counts`](Self::forget_counts).
     pub(super) fn count(&self, slot: u32) -> u64 {
+        let before = self.baseline.get(slot as usize).copied().unwrap_or(0);
+        self.raw_count(slot).saturating_sub(before)
+    }
+
+    /// Counts from here on.
+    pub(super) fn forget_counts(&mut self) {
+        self.baseline = (0..).take(SLOTS).map(|slot| self.raw_count(slot)).collect();
+    }
+
+    fn raw_count(&self, slot: u32) -> u64 {
         self.stats.get_per_cpu(&slot, self.cpus).map_or(0, |values| values.iter().sum())
     }
 }
@@ -128,6 +142,7 @@ pub(super) fn load(config: &Config, checks: &mut Vec<Check>) -> Result<Kernel, L
         own: Map::new(map_fd(&object, maps::OWN)?),
         conns: Map::new(map_fd(&object, maps::CONNS)?),
         stats: Map::new(map_fd(&object, maps::STATS)?),
+        baseline: Vec::new(),
         cpus,
         _object: object,
     };
@@ -188,7 +203,9 @@ fn map_fd(object: &Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> {
     };
     let info = data.info().map_err(|error| LoadError::Kernel("map info", describe(&error)))?;
     let fits = maps::ALL.iter().any(|shape| {
-        shape.name == name && shape.key == info.key_size() as usize && shape.value == info.value_size() as usize
+        shape.name == name
+            && shape.key == info.key_size() as usize
+            && shape.value == info.value_size() as usize
     });
     if !fits {
         return Err(LoadError::Kernel("object", format!("map {name} is of another contract")));
@@ -196,25 +213,32 @@ fn map_fd(object: &Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> {
     data.fd().as_fd().try_clone_to_owned().map_err(|error| LoadError::Kernel("map", error.to_string()))
 }
 
-/// The v2 hierarchy; on a hybrid host it is not at `/sys/fs/cgroup`.
+/// The root of the v2 hierarchy; on a hybrid host it is not at `/sys/fs/cgroup`, and in a container the first mount
+/// may be the container's own part of it. Only the true root has no `cgroup.type`.
 fn cgroup_root() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    mounts.lines().find_map(|line| {
-        let (mount, file_system) = line.split_once(" - ")?;
-        let mut mount = mount.split(' ').skip(3);
-        let (root, point) = (mount.next()?, mount.next()?);
-        (file_system.starts_with("cgroup2 ") && root == "/").then(|| PathBuf::from(point))
-    })
+    let found: Vec<PathBuf> = mounts
+        .lines()
+        .filter_map(|line| {
+            let (mount, file_system) = line.split_once(" - ")?;
+            let point = mount.split(' ').nth(4)?;
+            file_system.starts_with("cgroup2 ").then(|| PathBuf::from(point))
+        })
+        .collect();
+    let is_root =
+        |point: &&PathBuf| point.join("cgroup.controllers").exists() && !point.join("cgroup.type").exists();
+    found.iter().find(is_root).or(found.first()).cloned()
 }
 
 fn pin(object: &Ebpf, directory: &Path) -> io::Result<String> {
     if directory.starts_with(BPFFS) && !is_bpffs(Path::new(BPFFS)) {
         nix::mount::mount(Some("bpf"), BPFFS, Some("bpf"), nix::mount::MsFlags::empty(), None::<&str>)?;
     }
-    fs::create_dir_all(directory)?;
-    if !is_bpffs(directory) {
+    // Looked at before anything is created: no stray folder outside a bpffs.
+    if !directory.ancestors().find(|folder| folder.exists()).is_some_and(is_bpffs) {
         return Err(io::Error::other(format!("{} is not on a bpffs", directory.display())));
     }
+    fs::create_dir_all(directory)?;
     let mut old: Vec<PathBuf> =
         fs::read_dir(directory)?.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
     old.sort();
@@ -230,7 +254,7 @@ fn pin(object: &Ebpf, directory: &Path) -> io::Result<String> {
 }
 
 fn is_bpffs(path: &Path) -> bool {
-    nix::sys::statfs::statfs(path).is_ok_and(|found| i64::from(found.filesystem_type().0) == BPF_FS_MAGIC)
+    nix::sys::statfs::statfs(path).is_ok_and(|found| found.filesystem_type().0 == BPF_FS_MAGIC)
 }
 
 /// An error with its causes: the outer one alone rarely says what the kernel said.

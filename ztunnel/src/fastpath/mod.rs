@@ -81,7 +81,7 @@ impl FastPath {
             return Self::without(config, "mode_off".to_owned(), Vec::new());
         }
         let mut checks = Vec::new();
-        let kernel = match loader::load(&config, &mut checks) {
+        let mut kernel = match loader::load(&config, &mut checks) {
             Ok(kernel) => kernel,
             Err(error) => {
                 tracing::warn!("fast path off: {error}");
@@ -89,6 +89,7 @@ impl FastPath {
             }
         };
         let ceiling = selftest::run(&kernel, &mut checks);
+        kernel.forget_counts();
         if ceiling == Level::Off {
             let reason = status::failures(&checks);
             tracing::warn!("fast path off: self-test failed: {reason}");
@@ -143,13 +144,8 @@ impl FastPath {
     pub fn enroll(&self, cookie: u64, namespace: &str, service_account: &str) -> Eligibility {
         let inner = &*self.0;
         let fitness = if inner.kernel.is_some() { KernelFitness::Fit } else { KernelFitness::Unfit };
-        let mut found = eligibility(
-            inner.config.mode,
-            &inner.config.full_workloads,
-            namespace,
-            service_account,
-            fitness,
-        );
+        let mut found =
+            eligibility(inner.config.mode, &inner.config.full_workloads, namespace, service_account, fitness);
         if found.level > inner.ceiling {
             // Whoever qualifies for both directions only would lose by membership without them.
             let level = if inner.config.mode == Mode::Auto { Level::Off } else { inner.ceiling };

@@ -16,6 +16,8 @@ pub struct Path {
     pub redirected: bool,
     /// Why the hop, or its last message that did, went by TCP; `redirected` if none did.
     pub reason: &'static str,
+    /// Whether our socket may hold bytes in two queues, so that a short read says nothing about the other.
+    pub two_queues: bool,
     /// Redirected bytes that we sent.
     pub tx_bytes: u64,
     /// Redirected bytes that we were sent.
@@ -41,6 +43,7 @@ impl Path {
         let last = if sent.last_pass == 0 { received.last_pass } else { sent.last_pass };
         Self {
             redirected,
+            two_queues: true,
             reason: match last {
                 0 if redirected => "redirected",
                 0 => "no_message",
@@ -61,7 +64,7 @@ pub(super) fn path(kernel: &Kernel, fd: BorrowedFd<'_>) -> Path {
     let own: Own = match kernel.own.of_socket(fd) {
         Ok(Some(own)) => own,
         Ok(None) => return Path::by_tcp("not_enrolled"),
-        Err(_) => return Path::by_tcp("unreadable"),
+        Err(_) => return Path { two_queues: true, ..Path::by_tcp("unreadable") },
     };
     if own.unpaired != 0 {
         return Path::by_tcp(stats::name(own.unpaired));
@@ -73,7 +76,7 @@ pub(super) fn path(kernel: &Kernel, fd: BorrowedFd<'_>) -> Path {
         Ok(Some(conn)) if own.side == 0 => Path::paired(&conn.forward.tally, &conn.backward.tally),
         Ok(Some(conn)) => Path::paired(&conn.backward.tally, &conn.forward.tally),
         // The active end is ours, and the application's end was never seen.
-        Ok(None) if own.role == role::DELIVERY => Path::by_tcp("unpaired"),
-        Ok(None) | Err(_) => Path::by_tcp("unreadable"),
+        Ok(None) if own.role == role::DELIVERY => Path { two_queues: true, ..Path::by_tcp("unpaired") },
+        Ok(None) | Err(_) => Path { two_queues: true, ..Path::by_tcp("unreadable") },
     }
 }

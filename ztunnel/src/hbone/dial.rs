@@ -43,9 +43,12 @@ pub(super) async fn dial(
     let certificate = certs.current().map_err(|error| Outcome::Identity(error.to_string()))?;
     let tls = tls::client_config(&certificate, expected)
         .map_err(|error| Outcome::Tls { stage: TlsStage::Config, error: error.to_string() })?;
-    let socket = sockets.connect(address).await.map_err(|error| Outcome::connect_failed(&error, Leg::Hbone))?;
+    let socket =
+        sockets.connect(address).await.map_err(|error| Outcome::connect_failed(&error, Leg::Hbone))?;
     let handshake = TlsConnector::from(Arc::clone(&tls)).connect(nobody(), socket);
-    let stream = within("TLS", handshake).await.map_err(|error| Outcome::Tls { stage: TlsStage::Connect, error: error.to_string() })?;
+    let stream = within("TLS", handshake)
+        .await
+        .map_err(|error| Outcome::Tls { stage: TlsStage::Connect, error: error.to_string() })?;
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
         return Err(http2_handshake("the peer does not speak HTTP/2 (ALPN)".into()));
     }

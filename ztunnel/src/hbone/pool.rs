@@ -312,7 +312,8 @@ enum Asked {
 
 impl From<h2::Error> for Asked {
     fn from(error: h2::Error) -> Self {
-        let unprocessed = error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
+        let unprocessed =
+            error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
         if unprocessed || error.reason() == Some(h2::Reason::REFUSED_STREAM) {
             Self::Unprocessed(error)
         } else {

@@ -56,9 +56,12 @@ pub struct Incoming {
 /// What failed, as it is reported to the operator.
 pub async fn accept_tls(socket: TcpStream, certs: &PodCerts) -> Result<TlsStream<TcpStream>, Outcome> {
     let certificate = certs.current().map_err(|error| Outcome::Identity(error.to_string()))?;
-    let config = tls::server_config(&certificate).map_err(|error| Outcome::Tls { stage: TlsStage::Config, error: error.to_string() })?;
+    let config = tls::server_config(&certificate)
+        .map_err(|error| Outcome::Tls { stage: TlsStage::Config, error: error.to_string() })?;
     let handshake = TlsAcceptor::from(config).accept(socket);
-    within("TLS", handshake).await.map_err(|error| Outcome::Tls { stage: TlsStage::Accept, error: error.to_string() })
+    within("TLS", handshake)
+        .await
+        .map_err(|error| Outcome::Tls { stage: TlsStage::Accept, error: error.to_string() })
 }
 
 /// The first SPIFFE identity of the peer's certificate.

@@ -14,8 +14,8 @@ use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 use ztunnel_core::zds::{
-    Action, Actions, ConnectBackoff, Netns as PodNetns, NetnsId, Packet, ProtocolError, Session, Start, StartError,
-    Ticket, encode_hello,
+    Action, Actions, ConnectBackoff, Netns as PodNetns, NetnsId, Packet, ProtocolError, Session, Start,
+    StartError, Ticket, encode_hello,
 };
 
 use crate::sys::netns;
@@ -156,11 +156,7 @@ impl Agent {
         }
     }
 
-    async fn carry_out(
-        &mut self,
-        actions: Actions<Arc<OwnedFd>>,
-        socket: &Seqpacket,
-    ) -> Result<Next, Fatal> {
+    async fn carry_out(&mut self, actions: Actions<Arc<OwnedFd>>, socket: &Seqpacket) -> Result<Next, Fatal> {
         for action in actions {
             match action {
                 Action::Start(start) => self.start(start),

@@ -5,7 +5,6 @@
 //! Nothing is answered before the application is connected: 200 means that it is there.
 
 use std::net::SocketAddr;
-use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,7 +25,7 @@ use ztunnel_core::route::{self, Inbound, InboundTarget};
 use super::accept::Accepted;
 use super::relay::{self, TunnelStream};
 use super::socket::Guarded;
-use super::{Counted, PodProxy, Shared};
+use super::{Counted, PodProxy, Shared, observe};
 use crate::hbone::server::{self, Incoming, TunnelPeer};
 use crate::telemetry::connection::{Connection, Ends, turned_away};
 
@@ -59,18 +58,23 @@ async fn serve_stream(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incom
     let Incoming { request, mut respond } = incoming;
     let (head, receive) = request.into_parts();
     let authority = head.uri.authority().map(http::uri::Authority::as_str);
-    let (request, local, target) = match accept(&proxy, &peer, head.method.as_str(), authority, &head.headers).await {
-        Ok(accepted) => accepted,
-        Err(outcome) => {
-            refuse(&mut respond, &outcome);
-            return turned_away(Reporter::Destination, peer.address, peer.local, &outcome);
-        }
-    };
+    let (request, local, target) =
+        match accept(&proxy, &peer, head.method.as_str(), authority, &head.headers).await {
+            Ok(accepted) => accepted,
+            Err(outcome) => {
+                refuse(&mut respond, &outcome);
+                return turned_away(Reporter::Destination, peer.address, peer.local, &outcome);
+            }
+        };
     let response_baggage = shared.config.tunnels.response_baggage;
     let ends = shared.mesh.read(|mesh| ends(mesh, shared, &peer, &request, &local, &target));
     let connection = Connection::open(&shared.metrics, ends, start);
-    let arrival =
-        Arrival { local: &local, source: peer.address, target: target.addr, identity: peer.identity.as_ref() };
+    let arrival = Arrival {
+        local: &local,
+        source: peer.address,
+        target: target.addr,
+        identity: peer.identity.as_ref(),
+    };
     let application = match admit(shared, &arrival) {
         Ok(()) => deliver(&proxy, &peer, &target).await,
         Err(denied) => Err(denied),
@@ -82,7 +86,7 @@ async fn serve_stream(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incom
             return connection.finish(&outcome);
         }
     };
-    connection.set_path(shared.fastpath.connection(application.as_fd()));
+    let reads = observe(shared, &connection, &application);
     let mut response = Response::new(());
     if response_baggage {
         response.headers_mut().insert(baggage::HEADER, proxy.baggage(&local));
@@ -91,13 +95,13 @@ async fn serve_stream(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incom
         Ok(send) => {
             let stream = TunnelStream { send, receive };
             // Here the tunnel is downstream: what comes out of it is sent to the application.
-            let result = relay::tunnel(&mut application, stream, &Reversed(&connection)).await;
+            let result = relay::tunnel((&mut application, reads), stream, &Reversed(&connection)).await;
             application.end();
             result.map_or_else(|error| error.outcome(), |()| Outcome::Complete)
         }
         Err(error) => relay::RelayError::Http2(error).outcome(),
     };
-    connection.set_path(shared.fastpath.connection(application.as_fd()));
+    observe(shared, &connection, &application);
     connection.finish(&outcome);
 }
 

@@ -16,11 +16,13 @@ pub mod relay;
 pub mod socket;
 
 use std::cell::RefCell;
+use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::HeaderValue;
+use tokio::net::TcpStream;
 use ztunnel_core::hbone::{Baggage, baggage};
 use ztunnel_core::mesh::Workload;
 
@@ -29,9 +31,11 @@ use crate::config::Config;
 use crate::fastpath::FastPath;
 use crate::hbone::pool::TunnelPool;
 use crate::mesh::{LocalPod, SharedMesh};
+use crate::telemetry::connection::Connection;
 use crate::telemetry::metrics::Metrics;
 use crate::worker::PodListeners;
 use phase::PhaseWatch;
+use relay::Reads;
 use socket::PodSockets;
 
 /// What every pod of the node shares.
@@ -100,6 +104,13 @@ impl PodProxy {
         self.baggage.replace(Some((Arc::clone(workload), header.clone())));
         header
     }
+}
+
+/// Asks the kernel what became of our socket towards an application, for the log; and says how to read from it.
+fn observe(shared: &Shared, connection: &Connection, socket: &TcpStream) -> Reads {
+    let path = shared.fastpath.connection(socket.as_fd());
+    connection.set_path(path);
+    if path.two_queues { Reads::UntilEmpty } else { Reads::ShortIsAll }
 }
 
 /// Counts a connection of a pod for as long as it lives.

@@ -4,7 +4,6 @@
 //! Previous: [`super::accept`], [`ztunnel_core::route::outbound`]. Next: [`crate::hbone::pool`] for tunnels, then
 //! [`super::relay`].
 
-use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,9 +16,9 @@ use ztunnel_core::report::{Leg, Outcome, Reporter, Security};
 use ztunnel_core::route::{self, Hop, Outbound, Route, RouteKind, Routing};
 
 use super::accept::Accepted;
-use super::relay::{self, Meter};
+use super::relay::{self, Meter, Reads};
 use super::socket::Guarded;
-use super::{Counted, PodProxy};
+use super::{Counted, PodProxy, observe};
 use crate::entropy::entropy;
 use crate::hbone::pool::{Lease, Opened};
 use crate::telemetry::connection::{Connection, Ends, turned_away};
@@ -40,18 +39,20 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     };
     let (source, route) = decided;
     let connection = Connection::open(&context.shared.metrics, ends(&source, &route, peer), start);
-    connection.set_path(context.shared.fastpath.connection(socket.as_fd()));
+    let reads = observe(&context.shared, &connection, &socket);
     let outcome = match &route.kind {
         RouteKind::Hbone(hop) => {
             let service = route.service.as_ref().map(|service| Arc::clone(&service.hostname));
             let forwarded = Forwarded { source: Some(peer), host: service };
-            tunnel(&proxy, &source, hop, forwarded, &mut socket, &connection).await
+            tunnel(&proxy, &source, hop, forwarded, (&mut socket, reads), &connection).await
         }
         RouteKind::Plaintext(addr) | RouteKind::Passthrough(addr) => {
             match context.sockets.connect(*addr).await {
                 Ok(upstream) => {
                     let mut upstream = Guarded::new(upstream);
-                    let result = relay::tcp(&mut socket, &mut upstream, &connection).await;
+                    let result =
+                        relay::tcp((&mut socket, reads), (&mut upstream, Reads::ShortIsAll), &connection)
+                            .await;
                     upstream.end();
                     result.map_or_else(|error| error.outcome(), |()| Outcome::Complete)
                 }
@@ -62,7 +63,7 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     if outcome == Outcome::Complete {
         socket.end();
     }
-    connection.set_path(context.shared.fastpath.connection(socket.as_fd()));
+    observe(&context.shared, &connection, &socket);
     connection.finish(&outcome);
 }
 
@@ -105,7 +106,7 @@ async fn tunnel(
     source: &Arc<Workload>,
     hop: &Hop,
     forwarded: Forwarded,
-    socket: &mut TcpStream,
+    socket: (&mut TcpStream, Reads),
     connection: &Connection,
 ) -> Outcome {
     let traceparent = TraceParent::new(&mut entropy);

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Serves one plaintext connection into the pod: no tunnel, no identity, but the same policies.
 
-use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,9 +10,9 @@ use ztunnel_core::route;
 
 use super::accept::Accepted;
 use super::inbound::{Arrival, admit};
-use super::relay;
+use super::relay::{self, Reads};
 use super::socket::Guarded;
-use super::{Counted, PodProxy};
+use super::{Counted, PodProxy, observe};
 use crate::telemetry::connection::{Connection, Ends, turned_away};
 
 /// Serves one connection that somebody opened to the pod without HBONE.
@@ -63,10 +62,11 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
                 Err(error) => Outcome::connect_failed(&error, Leg::Plain),
                 Ok(application) => {
                     let mut application = Guarded::new(application);
-                    connection.set_path(shared.fastpath.connection(application.as_fd()));
-                    let result = relay::tcp(&mut socket, &mut application, &connection).await;
+                    let reads = observe(shared, &connection, &application);
+                    let client = (&mut *socket, Reads::ShortIsAll);
+                    let result = relay::tcp(client, (&mut application, reads), &connection).await;
                     application.end();
-                    connection.set_path(shared.fastpath.connection(application.as_fd()));
+                    observe(shared, &connection, &application);
                     result.map_or_else(|error| error.outcome(), |()| Outcome::Complete)
                 }
             }

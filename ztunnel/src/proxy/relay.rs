@@ -13,13 +13,14 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use socket2::SockRef;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use ztunnel_core::report::{CopyStage, H2Stage, Outcome};
@@ -28,6 +29,8 @@ use ztunnel_core::report::{CopyStage, H2Stage, Outcome};
 const SMALLEST_READ: usize = 4 << 10;
 const LARGEST_READ: usize = 256 << 10;
 
+/// Size of one write: what is redirected in one piece must fit into the fast path's credit.
+const LARGEST_WRITE: usize = 256 << 10;
 /// How long to wait for a receiver that has not read what the fast path gave it: at first, and at most.
 const HELD_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_HELD_PAUSE: Duration = Duration::from_millis(64);
@@ -87,15 +90,17 @@ pub struct TunnelStream {
 /// # Errors
 /// What failed, if it was neither an end nor a reset. Both sockets are reset then.
 pub async fn tcp(
-    downstream: &mut TcpStream,
-    upstream: &mut TcpStream,
+    (downstream, down_reads): (&mut TcpStream, Reads),
+    (upstream, up_reads): (&mut TcpStream, Reads),
     meter: &impl Meter,
 ) -> Result<(), RelayError> {
     let result = {
         let (down_read, mut down_write) = downstream.split();
         let (up_read, mut up_write) = upstream.split();
-        let sent = copy(&down_read, &mut up_write, |n| meter.sent(n), RelayError::Send);
-        let received = copy(&up_read, &mut down_write, |n| meter.received(n), RelayError::Receive);
+        let mut down_read = Reader::new(down_read, down_reads);
+        let mut up_read = Reader::new(up_read, up_reads);
+        let sent = copy(&mut down_read, &mut up_write, |n| meter.sent(n), RelayError::Send);
+        let received = copy(&mut up_read, &mut down_write, |n| meter.received(n), RelayError::Receive);
         tokio::try_join!(sent, received)
     };
     finish(result.map(|_| ()), || {
@@ -109,14 +114,15 @@ pub async fn tcp(
 /// # Errors
 /// What failed, if it was neither an end nor a reset. The socket and the stream are reset then.
 pub async fn tunnel(
-    socket: &mut TcpStream,
+    (socket, reads): (&mut TcpStream, Reads),
     stream: TunnelStream,
     meter: &impl Meter,
 ) -> Result<(), RelayError> {
     let TunnelStream { mut send, mut receive } = stream;
     let result = {
         let (read, mut write) = socket.split();
-        let sent = into_tunnel(&read, &mut send, |n| meter.sent(n));
+        let mut read = Reader::new(read, reads);
+        let sent = into_tunnel(&mut read, &mut send, |n| meter.sent(n));
         let received = out_of_tunnel(&mut receive, &mut write, |n| meter.received(n));
         tokio::try_join!(sent, received)
     };
@@ -158,24 +164,49 @@ impl ReadSize {
     }
 }
 
+/// How a socket is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reads {
+    /// A short read has emptied the socket: that saves the question whether there is more.
+    ShortIsAll,
+    /// A short read says nothing: the socket may be on the fast path, which gives it two queues, and one read takes
+    /// from one of them. Read until the kernel says that there is no more.
+    UntilEmpty,
+}
+
 /// Reads once; empty at the end of input. Holds a buffer only while the socket is readable.
-///
-/// A short read does not mean that the socket is empty: a socket on the fast path has two queues, and one read takes
-/// from one of them. `try_read_buf` keeps the readiness until the kernel itself says that there is no more;
-/// `AsyncRead` would drop it at the first short read, and the rest would never be read.
-fn poll_read(read: &ReadHalf<'_>, size: &mut ReadSize, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+fn poll_read(read: &mut Reader<'_>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
     loop {
         // The cheap question first: nothing is allocated for a socket that has nothing to say.
-        std::task::ready!(read.as_ref().poll_read_ready(cx))?;
-        let mut buffer = BytesMut::with_capacity(size.0);
-        match read.as_ref().try_read_buf(&mut buffer) {
+        std::task::ready!(read.half.as_ref().poll_read_ready(cx))?;
+        let mut buffer = BytesMut::with_capacity(read.size.0);
+        let result = match read.reads {
+            // Forgets the readiness at a short read.
+            Reads::ShortIsAll => std::task::ready!(pin!(read.half.read_buf(&mut buffer)).poll(cx)),
+            // Keeps it until the kernel has nothing more.
+            Reads::UntilEmpty => read.half.as_ref().try_read_buf(&mut buffer),
+        };
+        match result {
             Ok(count) => {
-                size.adapt(count);
+                read.size.adapt(count);
                 return Poll::Ready(Ok(buffer.freeze()));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Poll::Ready(Err(error)),
         }
+    }
+}
+
+/// The reading half of a socket.
+struct Reader<'a> {
+    half: ReadHalf<'a>,
+    reads: Reads,
+    size: ReadSize,
+}
+
+impl<'a> Reader<'a> {
+    fn new(half: ReadHalf<'a>, reads: Reads) -> Self {
+        Self { half, reads, size: ReadSize(SMALLEST_READ) }
     }
 }
 
@@ -185,7 +216,7 @@ fn poll_read(read: &ReadHalf<'_>, size: &mut ReadSize, cx: &mut Context<'_>) -> 
 async fn write_all(write: &mut WriteHalf<'_>, mut data: &[u8]) -> io::Result<()> {
     let mut pause = HELD_PAUSE;
     while !data.is_empty() {
-        match write.write(data).await {
+        match write.write(&data[..data.len().min(LARGEST_WRITE)]).await {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => {
                 data = &data[written..];
@@ -202,14 +233,13 @@ async fn write_all(write: &mut WriteHalf<'_>, mut data: &[u8]) -> io::Result<()>
 }
 
 async fn copy(
-    read: &ReadHalf<'_>,
+    read: &mut Reader<'_>,
     write: &mut WriteHalf<'_>,
     count: impl Fn(usize),
     failed: impl Fn(io::Error) -> RelayError,
 ) -> Result<(), Broken> {
-    let mut size = ReadSize(SMALLEST_READ);
     loop {
-        let chunk = match poll_fn(|cx| poll_read(read, &mut size, cx)).await {
+        let chunk = match poll_fn(|cx| poll_read(read, cx)).await {
             Ok(chunk) if chunk.is_empty() => break,
             Ok(chunk) => chunk,
             Err(error) => return Err(broken(error, &failed)),
@@ -221,11 +251,10 @@ async fn copy(
 }
 
 async fn into_tunnel(
-    read: &ReadHalf<'_>,
+    read: &mut Reader<'_>,
     send: &mut SendStream<Bytes>,
     count: impl Fn(usize),
 ) -> Result<(), Broken> {
-    let mut size = ReadSize(SMALLEST_READ);
     loop {
         let chunk = poll_fn(|cx| {
             // A peer that wants no more says so even while the application is silent.
@@ -236,7 +265,7 @@ async fn into_tunnel(
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(tunnel_broken(error))),
                 Poll::Pending => {}
             }
-            poll_read(read, &mut size, cx).map_ok(Some).map_err(|error| broken(error, RelayError::Send))
+            poll_read(read, cx).map_ok(Some).map_err(|error| broken(error, RelayError::Send))
         })
         .await?;
         let Some(chunk) = chunk else { return Ok(()) };

@@ -3,9 +3,9 @@
 //! worker at once and without a lock, and the few ioctls of its self-test.
 
 use std::io;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
-use std::marker::PhantomData;
 
 use ztunnel_common::Plain;
 
@@ -75,9 +75,8 @@ impl<K: Plain, V: Plain> Map<K, V> {
             flags: ANY,
         };
         // SAFETY: the pointers in `attr` are valid for the call and as large as the map's key and value.
-        let status = unsafe {
-            libc::syscall(libc::SYS_bpf, command, &raw const attr, size_of::<ElementAttr>())
-        };
+        let status =
+            unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attr, size_of::<ElementAttr>()) };
         if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 }

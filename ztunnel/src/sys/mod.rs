@@ -5,7 +5,10 @@
 //! * [`netns`]: run code inside another network namespace.
 //! * [`seqpacket`]: the node agent's socket, with file descriptors in flight.
 //! * [`bpf`]: what the fast path asks of the kernel beside `aya`.
-#![expect(unsafe_code, reason = "this module exists to hold it: one operation per block, each with its SAFETY reason")]
+#![expect(
+    unsafe_code,
+    reason = "this module exists to hold it: one operation per block, each with its SAFETY reason"
+)]
 
 pub mod bpf;
 pub mod netns;

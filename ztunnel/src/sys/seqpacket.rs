@@ -90,12 +90,8 @@ fn receive(socket: &OwnedFd) -> io::Result<Packet> {
     // Room for more than the one descriptor that the protocol allows, so that surplus ones are seen and closed.
     let mut control = cmsg_space!([std::os::fd::RawFd; 8]);
     let mut slices = [IoSliceMut::new(&mut bytes)];
-    let message = recvmsg::<()>(
-        socket.as_raw_fd(),
-        &mut slices,
-        Some(&mut control),
-        MsgFlags::MSG_CMSG_CLOEXEC,
-    )?;
+    let message =
+        recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let mut fds = Vec::new();
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(received) = control {

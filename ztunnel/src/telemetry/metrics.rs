@@ -177,7 +177,11 @@ impl Metrics {
         series.sort();
         let families = [
             ("istio_tcp_connections_closed", "The total number of TCP connections closed.", false),
-            ("istio_tcp_connections_failed", "The total number of TCP connections that failed (unstable).", true),
+            (
+                "istio_tcp_connections_failed",
+                "The total number of TCP connections that failed (unstable).",
+                true,
+            ),
         ];
         for (name, help, only_failed) in families {
             let mut samples = series.iter().filter(|(_, failed, _)| *failed || !only_failed).peekable();

@@ -5,11 +5,15 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
+};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore, SignatureScheme,
+};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 use ztunnel_core::identity::Identity;
 
@@ -25,7 +29,9 @@ pub enum IdentityError {
         got: String,
     },
     /// From a client: an identity of another trust domain, or none.
-    #[error("identity verification error: peer did not present the expected trustdomain ({expected}), got {got}")]
+    #[error(
+        "identity verification error: peer did not present the expected trustdomain ({expected}), got {got}"
+    )]
     UnexpectedTrustDomain {
         /// Our own trust domain.
         expected: String,

@@ -24,13 +24,18 @@ pub(super) fn needs(facts: &Facts) -> Vec<Line> {
     let config = |option: &'static str| move |_: &Failure| format!("use a kernel with {option}");
     let mut lines = vec![
         line("eBPF object", &object, &|_| "run `cargo xtask build-ebpf` before `cargo build`".to_owned()),
-        line("BTF", &bpf.btf, &config("CONFIG_DEBUG_INFO_BTF=y, and show its /sys/kernel/btf to the container")),
+        line(
+            "BTF",
+            &bpf.btf,
+            &config("CONFIG_DEBUG_INFO_BTF=y, and show its /sys/kernel/btf to the container"),
+        ),
         line("bpf(2)", &bpf.syscall, &|failure| {
             let lacking = || "use a kernel with CONFIG_BPF_SYSCALL=y".to_owned();
             refusal::fix(facts.capabilities, failure, &[SYS_ADMIN], lacking)
         }),
         line("lockdown", &lockdown(bpf.lockdown.as_deref()), &|_| {
-            "boot the node with lockdown=integrity or none: programs may not read kernel memory otherwise".to_owned()
+            "boot the node with lockdown=integrity or none: programs may not read kernel memory otherwise"
+                .to_owned()
         }),
     ];
     // Each of them fails for the same reason if bpf(2) itself does.

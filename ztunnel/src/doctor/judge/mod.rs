@@ -34,14 +34,24 @@ pub(super) fn report(facts: &Facts) -> Report {
 
 /// The summary where ztunnel works: with or without fast path, and why.
 fn runs(facts: &Facts, needs: &[Line]) -> String {
-    let trial = &facts.bpf.trial;
-    if facts.config.fastpath.mode == Mode::Off {
+    let (trial, config) = (&facts.bpf.trial, &facts.config.fastpath);
+    if config.mode == Mode::Off {
         return format!(
             "ztunnel runs here, without fast path: EBPF_FASTPATH=off (this machine allows: {})",
             level(trial.level)
         );
     }
+    // Loading and redirecting within a scratch namespace is not all: the programs must reach the pods as well.
+    let unreached = needs.iter().filter(|line| line.topic != Topic::SelfTest);
+    let unreached: Vec<&str> = unmet(unreached, Need::FastPath);
     match trial.level {
+        Level::Half | Level::Full if !unreached.is_empty() => {
+            format!("ztunnel runs here; the fast path works, but not for pods: see {}", unreached.join(", "))
+        }
+        Level::Full if config.mode == Mode::Auto && config.full_workloads.is_empty() => {
+            "ztunnel runs here; the fast path works, but EBPF_FULL_WORKLOADS names no workload for it"
+                .to_owned()
+        }
         Level::Full => "ztunnel runs here, with fast path".to_owned(),
         Level::Half => format!("ztunnel runs here, with fast path from applications only: {}", trial.reason),
         Level::Off => {
@@ -59,8 +69,8 @@ fn level(level: Level) -> &'static str {
     }
 }
 
-fn unmet(lines: &[Line], need: Need) -> Vec<&str> {
-    let unmet = lines.iter().filter(|line| !line.met && line.need == need);
+fn unmet<'a>(lines: impl IntoIterator<Item = &'a Line>, need: Need) -> Vec<&'a str> {
+    let unmet = lines.into_iter().filter(|line| !line.met && line.need == need);
     unmet.map(|line| line.name.as_str()).collect()
 }
 

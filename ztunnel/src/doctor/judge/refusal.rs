@@ -43,7 +43,8 @@ mod tests {
     fn a_refusal_asks_for_the_capability_unless_it_is_held() {
         let refused = Failure { errno: Some(libc::EPERM), text: "no".into() };
         let unknown = Failure { errno: Some(libc::ENOPROTOOPT), text: "what?".into() };
-        let fix = |held, failure: &Failure| fix(held, failure, &[NET_ADMIN, NET_RAW], || "another kernel".into());
+        let fix =
+            |held, failure: &Failure| fix(held, failure, &[NET_ADMIN, NET_RAW], || "another kernel".into());
         assert_eq!(fix(Some(0), &refused), "add NET_ADMIN or NET_RAW to securityContext.capabilities.add");
         assert_eq!(fix(None, &refused), fix(Some(1 << 21), &refused));
         assert!(fix(Some(1 << 13), &refused).starts_with("CAP_NET_RAW is held"));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Privileges and sockets: what no ztunnel can do without.
 
-use super::super::facts::{Facts, Failure, Family};
+use super::super::facts::{Facts, Failure, Family, Outcome};
 use super::super::report::{Line, Need, Topic};
 use super::refusal::{self, Capability, NET_ADMIN, NET_RAW, SYS_ADMIN};
 
@@ -10,9 +10,6 @@ pub(super) fn lines(facts: &Facts) -> Vec<Line> {
     let sockets = &facts.sockets;
     let fix = |any_of: &'static [Capability], lacking: &'static str| {
         move |failure: &Failure| refusal::fix(facts.capabilities, failure, any_of, || lacking.to_owned())
-    };
-    let line = |name, need, outcome, fix: &dyn Fn(&Failure) -> String| {
-        super::line(Topic::Sockets, name, need, outcome, fix)
     };
     let mut lines = vec![
         line(
@@ -38,14 +35,15 @@ pub(super) fn lines(facts: &Facts) -> Vec<Line> {
     match &sockets.v6 {
         Ok(v6) => {
             let seen = Ok("sockets can be made and bound".to_owned());
-            lines.push(super::line(Topic::Sockets, "IPv6", Need::Informative, &seen, |_| String::new()));
+            lines.push(line("IPv6", Need::Informative, &seen, &|_| String::new()));
             if facts.config.sockets.ipv6 {
                 lines.extend(family(facts, v6, &V6));
             }
         }
         Err(failure) => {
             let without = |_: &Failure| {
-                "nothing, if no pod has an IPv6 address; else load the ipv6 module (ipv6.disable=0)".to_owned()
+                "nothing, if no pod has an IPv6 address; else load the ipv6 module (ipv6.disable=0)"
+                    .to_owned()
             };
             lines.push(line("IPv6", Need::Informative, &Err(failure.clone()), &without));
         }
@@ -68,8 +66,11 @@ struct Names {
 
 const V4: Names =
     Names { transparent: "IP_TRANSPARENT", freebind: "IP_FREEBIND", original_dst: "SO_ORIGINAL_DST" };
-const V6: Names =
-    Names { transparent: "IPV6_TRANSPARENT", freebind: "IPV6_FREEBIND", original_dst: "IP6T_SO_ORIGINAL_DST" };
+const V6: Names = Names {
+    transparent: "IPV6_TRANSPARENT",
+    freebind: "IPV6_FREEBIND",
+    original_dst: "IP6T_SO_ORIGINAL_DST",
+};
 
 fn family(facts: &Facts, family: &Family, names: &Names) -> [Line; 3] {
     // By default ztunnel starts without them, but then applications and policies no longer see the client's address,
@@ -90,10 +91,13 @@ fn family(facts: &Facts, family: &Family, names: &Names) -> [Line; 3] {
                 .to_owned()
         })
     };
-    let line = super::line;
     [
-        line(Topic::Sockets, names.transparent, original_source, &family.transparent, privilege),
-        line(Topic::Sockets, names.freebind, original_source, &family.freebind, privilege),
-        line(Topic::Sockets, names.original_dst, Need::Required, &family.original_dst, conntrack),
+        line(names.transparent, original_source, &family.transparent, &privilege),
+        line(names.freebind, original_source, &family.freebind, &privilege),
+        line(names.original_dst, Need::Required, &family.original_dst, &conntrack),
     ]
+}
+
+fn line(name: &str, need: Need, outcome: &Outcome, fix: &dyn Fn(&Failure) -> String) -> Line {
+    super::line(Topic::Sockets, name, need, outcome, fix)
 }

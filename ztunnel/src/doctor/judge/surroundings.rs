@@ -83,8 +83,12 @@ pub(super) fn lines(facts: &Facts) -> Vec<Line> {
     let mut lines = vec![
         line("open files", &files, &format!("raise the hard limit of RLIMIT_NOFILE to {OPEN_FILES} or more")),
         line("user", &user, "runAsUser: 0, as Istio's chart has it"),
-        line("bpffs", &bpffs(facts), "hostPath volume /sys/fs/bpf; without it, bytes that an application has not read \
-             are lost when ztunnel stops"),
+        line(
+            "bpffs",
+            &bpffs(facts),
+            "hostPath volume /sys/fs/bpf; without it, bytes that an application has not read \
+             are lost when ztunnel stops",
+        ),
         line("node agent", &host.agent, fix_agent),
     ];
     for (port, purpose, outcome) in &host.ports {

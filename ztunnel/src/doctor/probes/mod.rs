@@ -21,7 +21,8 @@ pub(super) fn collect(env: &impl Env) -> Facts {
     };
     let mounts = host::mounts();
     Facts {
-        kernel: read("/proc/sys/kernel/osrelease").map_or_else(|| "unknown".to_owned(), |text| text.trim().to_owned()),
+        kernel: read("/proc/sys/kernel/osrelease")
+            .map_or_else(|| "unknown".to_owned(), |text| text.trim().to_owned()),
         capabilities: host::capabilities(),
         settings,
         mesh: mesh(&config.mesh),
@@ -50,9 +51,9 @@ fn mesh(source: &MeshSource) -> Option<Outcome> {
     Some(match local::parse(&text) {
         Ok(mesh) => Ok(format!(
             "{name}: {} workloads, {} services, {} policies",
-            mesh.workloads().count(),
-            mesh.services().count(),
-            mesh.policies().count()
+            mesh.workloads().len(),
+            mesh.services().len(),
+            mesh.policies().len()
         )),
         Err(error) => Err(Failure::because(format!("{name}: {error}"))),
     })

@@ -16,7 +16,10 @@ pub(super) fn probe(mark: u32) -> Sockets {
     let mark = if mark == 0 { DEFAULT_MARK } else { mark };
     Sockets {
         setns: outcome(netns::remember_home(), "network namespaces can be entered"),
-        mark: outcome(tcp(Domain::IPV4).and_then(|socket| socket.set_mark(mark)), &format!("packets can carry mark {mark}")),
+        mark: outcome(
+            tcp(Domain::IPV4).and_then(|socket| socket.set_mark(mark)),
+            &format!("packets can carry mark {mark}"),
+        ),
         reuse_port: outcome(reuse_port(), "two listeners share a port"),
         netns_cookie: tcp(Domain::IPV4)
             .and_then(|socket| sockopt::netns_cookie(&socket))
@@ -39,7 +42,10 @@ fn v4() -> Family {
 fn v6() -> Family {
     let socket = || tcp(Domain::IPV6);
     Family {
-        transparent: outcome(socket().and_then(|socket| sockopt::set_ipv6_transparent(&socket)), CLIENT_ADDRESS),
+        transparent: outcome(
+            socket().and_then(|socket| sockopt::set_ipv6_transparent(&socket)),
+            CLIENT_ADDRESS,
+        ),
         freebind: outcome(socket().and_then(|socket| sockopt::set_ipv6_freebind(&socket)), FOREIGN_ADDRESS),
         original_dst: conntrack(socket().and_then(|socket| socket.original_dst_v6().map(drop))),
     }

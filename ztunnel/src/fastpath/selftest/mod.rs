@@ -33,8 +33,9 @@ const TRIALS: &[Trial] = &[
     ("half_close", Level::Off, checks::half_close),
     ("bounded_unread", Level::Off, checks::bounded_unread),
     ("bounded_unread_small", Level::Off, checks::bounded_unread_small),
+    ("held_while_unread", Level::Off, checks::held_while_unread),
     ("member_fionread", CAUTION, checks::member_fionread),
-    ("redirected_fionread", CAUTION, checks::redirected_fionread),
+    ("redirected_fionread", Level::Half, checks::redirected_fionread),
     ("redirected_peek", Level::Half, checks::redirected_peek),
     ("unread_survives_close", Level::Half, checks::unread_survives_close),
 ];

@@ -114,9 +114,22 @@ pub(super) fn pattern_bytes(from: u64, length: usize) -> Vec<u8> {
     (from..).take(length).map(pattern).collect()
 }
 
-/// Writes positions `from..from + length` in one call.
+/// Writes positions `from..from + length`, in one call if nothing holds it back.
 pub(super) fn send(mut stream: &TcpStream, from: u64, length: usize) -> io::Result<()> {
-    stream.write_all(&pattern_bytes(from, length))
+    let deadline = Instant::now() + PATIENCE;
+    let bytes = pattern_bytes(from, length);
+    let mut done = 0;
+    while done < length {
+        match stream.write(&bytes[done..]) {
+            Ok(written) => done += written,
+            // Held back until the receiver has read: try again, as the relay does.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Reads up to `length` bytes and compares them; less only at the end of the stream. A blocking

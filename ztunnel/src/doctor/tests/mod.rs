@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Facts in, report out; and one look at the machine that runs the tests.
 
+mod fastpath;
+
 use ztunnel_core::fastpath::Level;
 
 use super::facts::{Bpf, Cgroup, Extent, Facts, Failure, Family, Host, Outcome, Sockets, Trial};
@@ -122,35 +124,10 @@ fn each_required_need_alone_makes_the_exit_code_1_and_is_named_in_the_summary() 
 }
 
 #[test]
-fn a_missing_fast_path_need_is_optional_and_the_summary_says_why() {
-    let report = changed(|facts| {
-        facts.bpf.btf = errno(libc::ENOENT);
-        without_fast_path(facts, "cannot read /sys/kernel/btf/vmlinux");
-    });
-    assert_eq!(report.exit_code(), 0);
-    assert_eq!(line(&report, "BTF").mark(), "optional");
-    assert_eq!(
-        report.summary,
-        "ztunnel runs here, without fast path: cannot read /sys/kernel/btf/vmlinux (see BTF, highest level)"
-    );
-}
-
-#[test]
-fn half_is_said_as_such() {
-    let report = changed(|facts| {
-        facts.bpf.trial.level = Level::Half;
-        facts.bpf.trial.reason = "half at most: redirected_peek (no)".into();
-        facts.bpf.trial.checks.push(Check { name: "redirected_peek", ok: false, detail: "no".into() });
-    });
-    assert_eq!(report.exit_code(), 0);
-    assert_eq!(line(&report, "redirected_peek").mark(), "optional");
-    assert!(report.summary.contains("from applications only"), "{}", report.summary);
-}
-
-#[test]
 fn settings_decide_what_is_required() {
     let report = changed(|facts| {
-        facts.config = config(&[("PACKET_MARK", "0"), ("ENABLE_ORIG_SRC", "false"), ("IPV6_ENABLED", "false")]);
+        facts.config =
+            config(&[("PACKET_MARK", "0"), ("ENABLE_ORIG_SRC", "false"), ("IPV6_ENABLED", "false")]);
         facts.sockets.mark = errno(libc::EPERM);
         facts.sockets.v4.transparent = errno(libc::EPERM);
         facts.sockets.v6.as_mut().unwrap().transparent = errno(libc::EPERM);
@@ -187,52 +164,6 @@ fn a_fix_tells_a_missing_capability_from_another_hand() {
     assert!(line(&elsewhere, "bpf(2)").fix.as_ref().unwrap().contains("seccomp"));
     let unknown = changed(|facts| facts.sockets.v4.original_dst = errno(libc::ENOPROTOOPT));
     assert!(line(&unknown, "SO_ORIGINAL_DST").fix.as_ref().unwrap().contains("nf_conntrack"));
-}
-
-#[test]
-fn types_are_not_listed_where_bpf_itself_is_refused() {
-    let report = changed(|facts| facts.bpf.syscall = errno(libc::EPERM));
-    assert!(report.needs.iter().all(|line| line.name != "map sockhash" && line.name != "other sockmap users"));
-}
-
-#[test]
-fn the_cgroup_must_be_the_nodes_unless_the_operator_says_otherwise() {
-    let own = || cgroup("/sys/fs/cgroup", "/", Extent::Subtree);
-    let node = || cgroup("/host/cgroup", "/../../..", Extent::Node);
-    let named = |extent| cgroup("/named", "", extent);
-    for (root, cgroups, mark, hint) in [
-        (None, vec![], "optional", Some("hostPath")),
-        (None, vec![own()], "optional", Some("hostPath")),
-        (None, vec![own(), node()], "optional", Some("EBPF_CGROUP_ROOT=/host/cgroup")),
-        (None, vec![node()], "optional", Some("EBPF_CGROUP_ROOT=/host/cgroup")),
-        (Some("/named"), vec![named(Extent::Node)], "ok", None),
-        (Some("/named"), vec![named(Extent::Subtree)], "ok", None),
-        (Some("/named"), vec![named(Extent::None)], "optional", Some("hostPath")),
-    ] {
-        let shown = format!("{root:?} {cgroups:?}");
-        let report = changed(|facts| {
-            facts.config.fastpath.cgroup_root = root.map(Into::into);
-            facts.bpf.cgroups = cgroups;
-        });
-        let line = line(&report, "cgroup v2 root");
-        assert_eq!(line.mark(), mark, "{shown}");
-        let fix = line.fix.clone().unwrap_or_default();
-        assert!(fix.contains(hint.unwrap_or_default()) && hint.is_some() == line.fix.is_some(), "{shown}: {fix}");
-    }
-}
-
-#[test]
-fn lockdown_matters_in_its_strictest_form_only() {
-    for (file, mark) in [
-        (None, "ok"),
-        (Some("[none] integrity confidentiality\n"), "ok"),
-        (Some("none [integrity] confidentiality\n"), "ok"),
-        (Some("none integrity [confidentiality]\n"), "optional"),
-        (Some("gibberish"), "ok"),
-    ] {
-        let report = changed(|facts| facts.bpf.lockdown = file.map(str::to_owned));
-        assert_eq!(line(&report, "lockdown").mark(), mark, "{file:?}");
-    }
 }
 
 #[test]
@@ -276,12 +207,12 @@ fn the_text_form_is_columns_with_the_fix_below_and_the_summary_last() {
     let text = report.to_string();
     assert!(
         text.contains(
-            "\n  MISSING   SO_MARK           Operation not permitted (os error 1)\
+            "\n  MISSING   SO_MARK               Operation not permitted (os error 1)\
              \n            fix: add NET_ADMIN or NET_RAW to securityContext.capabilities.add\n"
         ),
         "{text}"
     );
-    assert!(text.contains("\n  ok        setns             seen\n"), "{text}");
+    assert!(text.contains("\n  ok        setns                 seen\n"), "{text}");
     assert!(text.ends_with("\n\nztunnel does not work here: missing SO_MARK\n"), "{text}");
 }
 
@@ -300,6 +231,7 @@ fn the_json_form_has_the_same_facts() {
 }
 
 /// Works with any privilege: a probe that is refused is a line, not a failure.
+
 #[test]
 fn this_machine_can_be_examined() {
     let env: &[(&str, &str)] = &[("INPOD_UDS", "/nonexistent/agent.sock"), ("LOCAL_XDS", "no: mesh")];
