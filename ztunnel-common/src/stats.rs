@@ -66,8 +66,6 @@ slots! {
     NOT_MEMBER = 27, "not_member";
     /// Message: a test wanted this one on TCP.
     FORCED = 28, "forced";
-    /// Message: held back until the application has read what was redirected before; the sender tries again.
-    HELD = 29, "held";
 }
 
 /// Number of slots.

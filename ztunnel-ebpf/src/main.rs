@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-//! The kernel half of the fast path: two entry points, one call each.
+//! The kernel half of the fast path: three entry points, one call each.
 //!
 //! `sock_ops` (attached once, at the cgroup v2 root) files and pairs sockets when they are
 //! established and lets them go when they close; `sk_msg` (attached to the sockhash) decides for
-//! every message of a member whether it is redirected or goes by TCP. Everything that can be
+//! every message of a member whether it is redirected or goes by TCP; ztunnel runs `unread` (attached
+//! to nothing) before it sends more than its credit to an application. Everything that can be
 //! decided without the kernel is in `ztunnel_common::verdict`.
 #![no_std]
 #![no_main]
@@ -14,7 +15,7 @@ mod message;
 mod pair;
 
 use aya_ebpf::macros::{sk_msg, sock_ops};
-use aya_ebpf::programs::{SkMsgContext, SockOpsContext};
+use aya_ebpf::programs::{RawTracePointContext, SkMsgContext, SockOpsContext};
 
 /// Files and pairs sockets.
 #[sock_ops]
@@ -27,6 +28,19 @@ pub fn ztunnel_pair(ctx: SockOpsContext) -> u32 {
 #[sk_msg]
 pub fn ztunnel_message(ctx: SkMsgContext) -> u32 {
     message::verdict(&ctx)
+}
+
+/// Answers whether the application has redirected bytes to read: 1 or 0. Arguments: the key of the
+/// pair, and which side of it asks. Never attached, only run by ztunnel (`BPF_PROG_TEST_RUN`).
+///
+/// `aya_ebpf`'s macro for this kind of program drops the answer, so the entry is written out.
+#[unsafe(link_section = "raw_tp")]
+#[unsafe(no_mangle)]
+pub extern "C" fn ztunnel_unread(ctx: *mut core::ffi::c_void) -> i32 {
+    let ctx = RawTracePointContext::new(ctx);
+    let (id, side): (u64, u64) = (ctx.arg(0), ctx.arg(1));
+    let unread = maps::CONNS.get(&id).is_some_and(|conn| message::unread(conn, side as u32) != 0);
+    i32::from(unread)
 }
 
 #[unsafe(link_section = "license")]

@@ -6,10 +6,10 @@
 //! reads come first and the look-up of the receiver by its cookie, which is never used again, comes
 //! last: if it succeeds, the memory was that socket all the time.
 
-use aya_ebpf::bindings::{BPF_F_INGRESS, sk_action::{SK_DROP, SK_PASS}};
+use aya_ebpf::bindings::{BPF_F_INGRESS, sk_action::SK_PASS};
 use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::programs::SkMsgContext;
-use ztunnel_common::{Conn, Control, Flow, Own, stats, verdict};
+use ztunnel_common::{Conn, Control, Flow, Own, role, stats, verdict};
 
 use crate::kernel;
 use crate::maps::{CONNS, CONTROL, OWN, PODS, SOCKS, count};
@@ -23,10 +23,6 @@ pub fn verdict(ctx: &SkMsgContext) -> u32 {
     let Some(own) = own(ctx) else { return alone(size) };
     let Some(conn) = CONNS.get(&own.id) else { return alone(size) };
     let reason = judge(ctx, own, conn, size);
-    if reason != 0 && must_hold(ctx, own, conn) {
-        count(stats::HELD, 1);
-        return SK_DROP;
-    }
     let flow = sending(own, conn);
     if reason == 0 {
         flow.tally.bytes += size;
@@ -70,13 +66,21 @@ fn sending<'a>(own: &Own, conn: &'a mut Conn) -> &'a mut Flow {
     if own.side == 0 { &mut conn.forward } else { &mut conn.backward }
 }
 
-/// Whether the message has to wait: it may not be redirected, and the application has not read what was.
+/// Whether the application at the other end has redirected bytes to read.
 #[inline(always)]
-fn must_hold(ctx: &SkMsgContext, own: &Own, conn: &Conn) -> bool {
-    let peer = if own.side == 0 { &conn.backward } else { &conn.forward };
+fn must_go_on(own: &Own, conn: &Conn) -> bool {
+    own.role != role::APPLICATION && verdict::must_go_on(own.role, unread(conn, own.side))
+}
+
+/// Redirected bytes that the end opposite to `side` has not read; 0 when it is gone.
+#[inline(always)]
+pub fn unread(conn: &Conn, side: u32) -> u64 {
+    let peer = if side == 0 { &conn.backward } else { &conn.forward };
     let layout = kernel::layout();
-    let alive = kernel::cookie(&layout, peer.sk) == Some(peer.cookie) && verdict::may_send(state(ctx));
-    alive && kernel::queued(&layout, peer.sk).is_some_and(|queued| verdict::must_hold(own.role, queued))
+    if kernel::cookie(&layout, peer.sk) != Some(peer.cookie) {
+        return 0;
+    }
+    kernel::queued(&layout, peer.sk).unwrap_or(0)
 }
 
 /// 0 if the message was redirected, or the slot of the reason why not.
@@ -88,8 +92,9 @@ fn judge(ctx: &SkMsgContext, own: &Own, conn: &mut Conn, size: u64) -> u32 {
     let (peer, peer_cookie) = (other.sk, other.cookie);
     let heard = other.tally.messages + other.tally.passed_messages;
     verdict::take_turn(sending(own, conn), heard, size);
+    let go_on = must_go_on(own, conn);
     let reason = verdict::permission(&control, PODS.get(&conn.netns).map(|pod| &*pod), conn.level, own.role);
-    if reason != 0 {
+    if reason != 0 && !go_on {
         return reason;
     }
     let level = conn.level;
@@ -99,7 +104,7 @@ fn judge(ctx: &SkMsgContext, own: &Own, conn: &mut Conn, size: u64) -> u32 {
         return stats::BULK;
     }
     let reason = verdict::limits(&control, flow, size);
-    if reason != 0 {
+    if reason != 0 && !go_on {
         return reason;
     }
     if !verdict::may_send(state(ctx)) {

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! The programs' decisions, pure and testable on the host.
 //!
-//! A message is redirected only if all of this holds; otherwise it goes by TCP, or is held back towards an
-//! application that has redirected bytes to read ([`must_hold`]), with the reason:
+//! A message is redirected only if all of this holds; otherwise it goes by TCP, with the reason:
 //! * *permission*: node, pod and direction are switched on;
 //! * *order*: every byte that this end ever gave to TCP has been read by the other end
 //!   (`write_seq == copied_seq`), and the receiver is the socket it was;
@@ -15,8 +14,8 @@ use crate::values::{Flow, Pod, level, role};
 
 /// Redirected bytes that may be unread in one direction of one pair.
 pub const CREDIT_BYTES: u64 = 256 << 10;
-/// The same towards an application: there a message that does not fit is held back, so that the
-/// credit is also what ztunnel can send in one go.
+/// The same towards an application: ztunnel waits until its credit comes back, so that it is also
+/// what can be sent in one go.
 pub const CREDIT_BYTES_TO_APPLICATION: u64 = 1 << 20;
 /// Redirected messages that may be unread. A message of one byte costs the kernel a `sk_msg` of
 /// 1 KiB and may keep a page fragment of 32 KiB alive, so that bytes alone are no bound.
@@ -82,7 +81,7 @@ pub fn limits(control: &Control, flow: &Flow, size: u64) -> u32 {
         return stats::FORCED;
     }
     if flow.role != role::APPLICATION {
-        // Towards an application nothing changes queues without need: see `must_hold`.
+        // Towards an application nothing changes queues without need: see `must_go_on`.
         return 0;
     }
     if size > control.message_limit as u64 {
@@ -124,15 +123,16 @@ pub fn credit(flow: &mut Flow, queued: u64, size: u64) -> bool {
     unread + size <= bytes && unread_messages < CREDIT_MESSAGES
 }
 
-/// Whether a message that may not be redirected is held back instead of passed to TCP: the sender is
-/// ztunnel, who can try again, and the application has redirected bytes to read (`queued`).
+/// Whether a message is redirected whatever the switches say: the sender is ztunnel, and the
+/// application has redirected bytes to read (`queued`).
 ///
 /// An application's socket then never holds bytes in both of its queues. One read takes from one of
 /// them, and a reader that takes a short read for an empty socket (edge-triggered epoll) would wait
-/// for ever for what is in the other.
+/// for ever for what is in the other. A switch takes effect once the application has read what it
+/// has; the credit is kept by ztunnel, who asks before it sends more (`ztunnel_unread`).
 #[inline(always)]
 #[must_use]
-pub const fn must_hold(sender: u32, queued: u64) -> bool {
+pub const fn must_go_on(sender: u32, queued: u64) -> bool {
     sender != role::APPLICATION && queued != 0
 }
 

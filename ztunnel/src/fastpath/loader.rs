@@ -15,15 +15,16 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use aya::maps::{Map as AyaMap, MapData, MapError, SockHash};
-use aya::programs::{CgroupAttachMode, SkMsg, SockOps};
+use aya::programs::{CgroupAttachMode, RawTracePoint, SkMsg, SockOps};
 use aya::{Ebpf, EbpfLoader};
 use ztunnel_common::settings::LAYOUT_SYMBOL;
 use ztunnel_common::stats::SLOTS;
 use ztunnel_common::{Conn, Control, Own, Pod, maps};
 
+use super::pair::Place;
 use super::status::Check;
 use super::{Config, layout};
-use crate::sys::bpf::Map;
+use crate::sys::bpf::{Map, Question};
 
 #[cfg(ebpf_object)]
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("ZTUNNEL_EBPF_OBJECT"));
@@ -70,6 +71,7 @@ pub(super) struct Kernel {
     pub(super) tags: Map<i32, u32>,
     pub(super) own: Map<i32, Own>,
     pub(super) conns: Map<u64, Conn>,
+    unread: Question,
     stats: Map<u32, u64>,
     /// What the self-test counted, which is nobody's traffic.
     baseline: Vec<u64>,
@@ -92,6 +94,11 @@ impl Kernel {
 
     pub(super) fn switch(&self, on: bool) -> io::Result<()> {
         self.control.insert(&0, &Control { on: u32::from(on), ..Self::settings() })
+    }
+
+    /// Whether the application at the other end of a pair has redirected bytes to read.
+    pub(super) fn has_unread(&self, place: Place) -> io::Result<bool> {
+        Ok(self.unread.ask([place.id, u64::from(place.side)])? != 0)
     }
 
     /// A counter since [`forget_counts`](Self::forget_counts).
@@ -141,6 +148,7 @@ pub(super) fn load(config: &Config, checks: &mut Vec<Check>) -> Result<Kernel, L
         tags: Map::new(map_fd(&object, maps::TAGS)?),
         own: Map::new(map_fd(&object, maps::OWN)?),
         conns: Map::new(map_fd(&object, maps::CONNS)?),
+        unread: Question::new(unread_question(&mut object)?),
         stats: Map::new(map_fd(&object, maps::STATS)?),
         baseline: Vec::new(),
         cpus,
@@ -154,6 +162,15 @@ fn load_programs(object: &mut Ebpf) -> Result<(), LoadError> {
     let failed = |error: aya::programs::ProgramError| LoadError::Kernel("programs", describe(&error));
     program::<SockOps>(object, "ztunnel_pair")?.load().map_err(failed)?;
     program::<SkMsg>(object, "ztunnel_message")?.load().map_err(failed)
+}
+
+/// The program that ztunnel runs itself.
+fn unread_question(object: &mut Ebpf) -> Result<OwnedFd, LoadError> {
+    let failed = |error: aya::programs::ProgramError| LoadError::Kernel("unread", describe(&error));
+    let program = program::<RawTracePoint>(object, "ztunnel_unread")?;
+    program.load().map_err(failed)?;
+    let fd = program.fd().map_err(failed)?;
+    fd.as_fd().try_clone_to_owned().map_err(|error| LoadError::Kernel("unread", error.to_string()))
 }
 
 /// First the verdict, then the source of members: no member is ever without a verdict.
@@ -227,7 +244,7 @@ fn cgroup_root() -> Option<PathBuf> {
         .collect();
     let is_root =
         |point: &&PathBuf| point.join("cgroup.controllers").exists() && !point.join("cgroup.type").exists();
-    found.iter().find(is_root).or(found.first()).cloned()
+    found.iter().find(is_root).or_else(|| found.first()).cloned()
 }
 
 fn pin(object: &Ebpf, directory: &Path) -> io::Result<String> {

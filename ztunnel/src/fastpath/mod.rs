@@ -9,6 +9,7 @@
 //! * [`selftest`]: prove on real sockets, at start, that this kernel does what the fast path needs.
 //! * [`pair`]: one connection's place in the kernel: paired or not, why, and its bytes.
 //! * [`status`]: what an operator sees.
+//! * [`valve`]: what an application has not read stays bounded.
 //!
 //! The programs are in `ztunnel-ebpf`, their decisions in `ztunnel_common::verdict`, the argument
 //! why the order of bytes holds in `docs/fastpath.md`.
@@ -18,6 +19,7 @@ mod loader;
 mod pair;
 mod selftest;
 mod status;
+mod valve;
 
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
@@ -31,6 +33,7 @@ use ztunnel_core::fastpath::{Eligibility, KernelFitness, Level, Mode, Pattern, R
 use loader::Kernel;
 pub use pair::Path;
 pub use status::{Check, ModeStatus, Status, Traffic};
+pub use valve::Valve;
 
 /// What the operator asked for.
 #[derive(Clone, Debug)]
@@ -217,6 +220,12 @@ impl FastPath {
                 false
             }
         }
+    }
+
+    /// The valve for what we send on this socket; `None` if nothing of it can be redirected.
+    pub fn valve(&self, fd: BorrowedFd<'_>) -> Option<Valve> {
+        let place = pair::place(self.0.kernel.as_ref()?, fd)?;
+        Some(Valve::new(Arc::clone(&self.0), place))
     }
 
     /// What became of one of our sockets; ask before it is closed.

@@ -59,6 +59,21 @@ impl Path {
     }
 }
 
+/// Where a socket of ours stands in its pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Key of the pair.
+    pub(super) id: u64,
+    /// Which end we are.
+    pub(super) side: u32,
+}
+
+/// The place of a socket that is paired, or about to be.
+pub(super) fn place(kernel: &Kernel, fd: BorrowedFd<'_>) -> Option<Place> {
+    let own = kernel.own.of_socket(fd).ok().flatten()?;
+    (own.unpaired == 0).then_some(Place { id: own.id, side: own.side })
+}
+
 /// Reads what the programs remember about a socket of ours.
 pub(super) fn path(kernel: &Kernel, fd: BorrowedFd<'_>) -> Path {
     let own: Own = match kernel.own.of_socket(fd) {

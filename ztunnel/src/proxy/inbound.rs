@@ -25,7 +25,7 @@ use ztunnel_core::route::{self, Inbound, InboundTarget};
 use super::accept::Accepted;
 use super::relay::{self, TunnelStream};
 use super::socket::Guarded;
-use super::{Counted, PodProxy, Shared, observe};
+use super::{Counted, PodProxy, Shared, application_side, observe};
 use crate::hbone::server::{self, Incoming, TunnelPeer};
 use crate::telemetry::connection::{Connection, Ends, turned_away};
 
@@ -86,7 +86,6 @@ async fn serve_stream(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incom
             return connection.finish(&outcome);
         }
     };
-    let reads = observe(shared, &connection, &application);
     let mut response = Response::new(());
     if response_baggage {
         response.headers_mut().insert(baggage::HEADER, proxy.baggage(&local));
@@ -95,7 +94,8 @@ async fn serve_stream(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incom
         Ok(send) => {
             let stream = TunnelStream { send, receive };
             // Here the tunnel is downstream: what comes out of it is sent to the application.
-            let result = relay::tunnel((&mut application, reads), stream, &Reversed(&connection)).await;
+            let side = application_side(shared, &connection, &mut application);
+            let result = relay::tunnel(side, stream, &Reversed(&connection)).await;
             application.end();
             result.map_or_else(|error| error.outcome(), |()| Outcome::Complete)
         }

@@ -28,14 +28,14 @@ use ztunnel_core::mesh::Workload;
 
 use crate::certs::{CertStore, PodCerts};
 use crate::config::Config;
-use crate::fastpath::FastPath;
+use crate::fastpath::{FastPath, Path};
 use crate::hbone::pool::TunnelPool;
 use crate::mesh::{LocalPod, SharedMesh};
 use crate::telemetry::connection::Connection;
 use crate::telemetry::metrics::Metrics;
 use crate::worker::PodListeners;
 use phase::PhaseWatch;
-use relay::Reads;
+use relay::{Reads, Side};
 use socket::PodSockets;
 
 /// What every pod of the node shares.
@@ -106,11 +106,19 @@ impl PodProxy {
     }
 }
 
-/// Asks the kernel what became of our socket towards an application, for the log; and says how to read from it.
-fn observe(shared: &Shared, connection: &Connection, socket: &TcpStream) -> Reads {
+/// Asks the kernel what became of our socket towards an application, for the log.
+fn observe(shared: &Shared, connection: &Connection, socket: &TcpStream) -> Path {
     let path = shared.fastpath.connection(socket.as_fd());
     connection.set_path(path);
-    if path.two_queues { Reads::UntilEmpty } else { Reads::ShortIsAll }
+    path
+}
+
+/// How to relay from and to an application.
+fn application_side<'a>(shared: &Shared, connection: &Connection, socket: &'a mut TcpStream) -> Side<'a> {
+    let path = observe(shared, connection, socket);
+    let reads = if path.two_queues { Reads::UntilEmpty } else { Reads::ShortIsAll };
+    let valve = if path.two_queues { shared.fastpath.valve(socket.as_fd()) } else { None };
+    Side::application(socket, reads, valve)
 }
 
 /// Counts a connection of a pod for as long as it lives.

@@ -16,9 +16,9 @@ use ztunnel_core::report::{Leg, Outcome, Reporter, Security};
 use ztunnel_core::route::{self, Hop, Outbound, Route, RouteKind, Routing};
 
 use super::accept::Accepted;
-use super::relay::{self, Meter, Reads};
+use super::relay::{self, Meter, Side};
 use super::socket::Guarded;
-use super::{Counted, PodProxy, observe};
+use super::{Counted, PodProxy, application_side, observe};
 use crate::entropy::entropy;
 use crate::hbone::pool::{Lease, Opened};
 use crate::telemetry::connection::{Connection, Ends, turned_away};
@@ -39,20 +39,18 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     };
     let (source, route) = decided;
     let connection = Connection::open(&context.shared.metrics, ends(&source, &route, peer), start);
-    let reads = observe(&context.shared, &connection, &socket);
     let outcome = match &route.kind {
         RouteKind::Hbone(hop) => {
             let service = route.service.as_ref().map(|service| Arc::clone(&service.hostname));
             let forwarded = Forwarded { source: Some(peer), host: service };
-            tunnel(&proxy, &source, hop, forwarded, (&mut socket, reads), &connection).await
+            tunnel(&proxy, &source, hop, forwarded, &mut socket, &connection).await
         }
         RouteKind::Plaintext(addr) | RouteKind::Passthrough(addr) => {
             match context.sockets.connect(*addr).await {
                 Ok(upstream) => {
                     let mut upstream = Guarded::new(upstream);
-                    let result =
-                        relay::tcp((&mut socket, reads), (&mut upstream, Reads::ShortIsAll), &connection)
-                            .await;
+                    let application = application_side(&context.shared, &connection, &mut socket);
+                    let result = relay::tcp(application, Side::plain(&mut upstream), &connection).await;
                     upstream.end();
                     result.map_or_else(|error| error.outcome(), |()| Outcome::Complete)
                 }
@@ -106,7 +104,7 @@ async fn tunnel(
     source: &Arc<Workload>,
     hop: &Hop,
     forwarded: Forwarded,
-    socket: (&mut TcpStream, Reads),
+    socket: &mut TcpStream,
     connection: &Connection,
 ) -> Outcome {
     let traceparent = TraceParent::new(&mut entropy);
@@ -117,7 +115,8 @@ async fn tunnel(
     match proxy.pool.open(hop, &request).await {
         Ok(Opened { stream, lease, .. }) => {
             let metered = Metered { connection, lease: &lease };
-            let result = relay::tunnel(socket, stream, &metered).await;
+            let application = application_side(&proxy.context.shared, connection, socket);
+            let result = relay::tunnel(application, stream, &metered).await;
             result.map_or_else(|error| error.outcome(), |()| Outcome::Complete)
         }
         Err(outcome) => outcome,

@@ -10,9 +10,9 @@ use ztunnel_core::route;
 
 use super::accept::Accepted;
 use super::inbound::{Arrival, admit};
-use super::relay::{self, Reads};
+use super::relay::{self, Side};
 use super::socket::Guarded;
-use super::{Counted, PodProxy, observe};
+use super::{Counted, PodProxy, application_side, observe};
 use crate::telemetry::connection::{Connection, Ends, turned_away};
 
 /// Serves one connection that somebody opened to the pod without HBONE.
@@ -62,9 +62,8 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
                 Err(error) => Outcome::connect_failed(&error, Leg::Plain),
                 Ok(application) => {
                     let mut application = Guarded::new(application);
-                    let reads = observe(shared, &connection, &application);
-                    let client = (&mut *socket, Reads::ShortIsAll);
-                    let result = relay::tcp(client, (&mut application, reads), &connection).await;
+                    let side = application_side(shared, &connection, &mut application);
+                    let result = relay::tcp(Side::plain(&mut socket), side, &connection).await;
                     application.end();
                     observe(shared, &connection, &application);
                     result.map_or_else(|error| error.outcome(), |()| Outcome::Complete)

@@ -25,6 +25,8 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use ztunnel_core::report::{CopyStage, H2Stage, Outcome};
 
+use crate::fastpath::Valve;
+
 /// Sizes of one read: it grows when data fills it, and shrinks again when it does not.
 const SMALLEST_READ: usize = 4 << 10;
 const LARGEST_READ: usize = 256 << 10;
@@ -32,8 +34,8 @@ const LARGEST_READ: usize = 256 << 10;
 /// Size of one write: what is redirected in one piece must fit into the fast path's credit.
 const LARGEST_WRITE: usize = 256 << 10;
 /// How long to wait for a receiver that has not read what the fast path gave it: at first, and at most.
-const HELD_PAUSE: Duration = Duration::from_millis(1);
-const LONGEST_HELD_PAUSE: Duration = Duration::from_millis(64);
+const VALVE_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_VALVE_PAUSE: Duration = Duration::from_millis(64);
 
 /// Counts the bytes of both directions while they flow.
 pub trait Meter {
@@ -90,22 +92,20 @@ pub struct TunnelStream {
 /// # Errors
 /// What failed, if it was neither an end nor a reset. Both sockets are reset then.
 pub async fn tcp(
-    (downstream, down_reads): (&mut TcpStream, Reads),
-    (upstream, up_reads): (&mut TcpStream, Reads),
+    mut downstream: Side<'_>,
+    mut upstream: Side<'_>,
     meter: &impl Meter,
 ) -> Result<(), RelayError> {
     let result = {
-        let (down_read, mut down_write) = downstream.split();
-        let (up_read, mut up_write) = upstream.split();
-        let mut down_read = Reader::new(down_read, down_reads);
-        let mut up_read = Reader::new(up_read, up_reads);
+        let (mut down_read, mut down_write) = downstream.split();
+        let (mut up_read, mut up_write) = upstream.split();
         let sent = copy(&mut down_read, &mut up_write, |n| meter.sent(n), RelayError::Send);
         let received = copy(&mut up_read, &mut down_write, |n| meter.received(n), RelayError::Receive);
         tokio::try_join!(sent, received)
     };
     finish(result.map(|_| ()), || {
-        reset(downstream);
-        reset(upstream);
+        reset(downstream.socket);
+        reset(upstream.socket);
     })
 }
 
@@ -113,22 +113,17 @@ pub async fn tcp(
 ///
 /// # Errors
 /// What failed, if it was neither an end nor a reset. The socket and the stream are reset then.
-pub async fn tunnel(
-    (socket, reads): (&mut TcpStream, Reads),
-    stream: TunnelStream,
-    meter: &impl Meter,
-) -> Result<(), RelayError> {
+pub async fn tunnel(mut side: Side<'_>, stream: TunnelStream, meter: &impl Meter) -> Result<(), RelayError> {
     let TunnelStream { mut send, mut receive } = stream;
     let result = {
-        let (read, mut write) = socket.split();
-        let mut read = Reader::new(read, reads);
+        let (mut read, mut write) = side.split();
         let sent = into_tunnel(&mut read, &mut send, |n| meter.sent(n));
         let received = out_of_tunnel(&mut receive, &mut write, |n| meter.received(n));
         tokio::try_join!(sent, received)
     };
     finish(result.map(|_| ()), || {
         send.send_reset(Reason::CANCEL);
-        reset(socket);
+        reset(side.socket);
     })
 }
 
@@ -204,37 +199,71 @@ struct Reader<'a> {
     size: ReadSize,
 }
 
-impl<'a> Reader<'a> {
-    fn new(half: ReadHalf<'a>, reads: Reads) -> Self {
-        Self { half, reads, size: ReadSize(SMALLEST_READ) }
+/// One of the two sockets of a relay, and how to treat it.
+#[derive(Debug)]
+pub struct Side<'a> {
+    socket: &'a mut TcpStream,
+    reads: Reads,
+    valve: Option<Valve>,
+}
+
+impl<'a> Side<'a> {
+    /// A socket towards another node.
+    pub fn plain(socket: &'a mut TcpStream) -> Self {
+        Self { socket, reads: Reads::ShortIsAll, valve: None }
+    }
+
+    /// A socket towards an application of this node.
+    pub fn application(socket: &'a mut TcpStream, reads: Reads, valve: Option<Valve>) -> Self {
+        Self { socket, reads, valve }
+    }
+
+    fn split(&mut self) -> (Reader<'_>, Writer<'_>) {
+        let (read, write) = self.socket.split();
+        let reader = Reader { half: read, reads: self.reads, size: ReadSize(SMALLEST_READ) };
+        (reader, Writer { half: write, valve: self.valve.take() })
     }
 }
 
-/// Writes all of `data`. The kernel may hold a message back on the fast path (`EACCES`): the receiver has not read what
-/// went there before, and bytes must never wait for it in two queues. There is no event for "it has been read", so we ask
-/// again, ever less often; a receiver that reads costs no such question.
-async fn write_all(write: &mut WriteHalf<'_>, mut data: &[u8]) -> io::Result<()> {
-    let mut pause = HELD_PAUSE;
-    while !data.is_empty() {
-        match write.write(&data[..data.len().min(LARGEST_WRITE)]).await {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                data = &data[written..];
-                pause = HELD_PAUSE;
-            }
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+/// The writing half of a socket.
+struct Writer<'a> {
+    half: WriteHalf<'a>,
+    valve: Option<Valve>,
+}
+
+impl Writer<'_> {
+    /// Writes all of `data`. A fast path that may take no more has no event for "it has been read", so we ask again, ever
+    /// less often; a receiver that reads costs no such question.
+    async fn write_all(&mut self, mut data: &[u8]) -> io::Result<()> {
+        let mut pause = VALVE_PAUSE;
+        while !data.is_empty() {
+            let part = &data[..data.len().min(LARGEST_WRITE)];
+            if self.valve.as_mut().is_some_and(|valve| !valve.admits(part.len())) {
                 tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_HELD_PAUSE);
+                pause = (pause * 2).min(LONGEST_VALVE_PAUSE);
+                continue;
             }
-            Err(error) => return Err(error),
+            pause = VALVE_PAUSE;
+            match self.half.write(part).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => data = &data[written..],
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends FIN. A peer that is gone already needs none.
+    async fn shut(&mut self) -> io::Result<()> {
+        match self.half.shutdown().await {
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            result => result,
         }
     }
-    Ok(())
 }
 
 async fn copy(
     read: &mut Reader<'_>,
-    write: &mut WriteHalf<'_>,
+    write: &mut Writer<'_>,
     count: impl Fn(usize),
     failed: impl Fn(io::Error) -> RelayError,
 ) -> Result<(), Broken> {
@@ -245,9 +274,9 @@ async fn copy(
             Err(error) => return Err(broken(error, &failed)),
         };
         count(chunk.len());
-        write_all(write, &chunk).await.map_err(|error| broken(error, &failed))?;
+        write.write_all(&chunk).await.map_err(|error| broken(error, &failed))?;
     }
-    shut(write).await.map_err(|error| broken(error, &failed))
+    write.shut().await.map_err(|error| broken(error, &failed))
 }
 
 async fn into_tunnel(
@@ -298,7 +327,7 @@ async fn send_all(send: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), B
 
 async fn out_of_tunnel(
     receive: &mut RecvStream,
-    write: &mut WriteHalf<'_>,
+    write: &mut Writer<'_>,
     count: impl Fn(usize),
 ) -> Result<(), Broken> {
     while let Some(chunk) = receive.data().await {
@@ -308,18 +337,10 @@ async fn out_of_tunnel(
             Err(error) => return Err(tunnel_broken(error)),
         };
         count(chunk.len());
-        write_all(write, &chunk).await.map_err(|error| broken(error, RelayError::Receive))?;
+        write.write_all(&chunk).await.map_err(|error| broken(error, RelayError::Receive))?;
         receive.flow_control().release_capacity(chunk.len()).map_err(tunnel_broken)?;
     }
-    shut(write).await.map_err(|error| broken(error, RelayError::Receive))
-}
-
-/// Sends FIN. A peer that is gone already needs none.
-async fn shut(write: &mut WriteHalf<'_>) -> io::Result<()> {
-    match write.shutdown().await {
-        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-        result => result,
-    }
+    write.shut().await.map_err(|error| broken(error, RelayError::Receive))
 }
 
 fn broken(error: io::Error, failed: impl Fn(io::Error) -> RelayError) -> Broken {

@@ -238,6 +238,7 @@ fn bind_foreign(socket: &Socket, source: IpAddr) -> io::Result<()> {
             sockopt::set_ipv6_freebind(socket)?;
         }
     }
-    // Let connect() choose the port: it may then be one that is in use towards another destination.
+    // Or every connection would take one of the address' ports for itself, until it has left TIME_WAIT.
+    sockopt::set_bind_address_no_port(socket)?;
     socket.bind(&SocketAddr::new(source, 0).into())
 }

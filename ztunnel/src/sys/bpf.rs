@@ -14,6 +14,58 @@ const MAP_UPDATE_ELEM: libc::c_long = 2;
 const MAP_DELETE_ELEM: libc::c_long = 3;
 const ANY: u64 = 0;
 
+const PROG_TEST_RUN: libc::c_long = 10;
+
+/// `union bpf_attr`, as `BPF_PROG_TEST_RUN` reads it.
+#[repr(C)]
+#[derive(Default)]
+struct RunAttr {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    padding: u32,
+}
+
+/// A raw tracepoint program that is attached to nothing: a question to the kernel, with two arguments.
+#[derive(Debug)]
+pub struct Question(OwnedFd);
+
+impl Question {
+    /// Takes the program.
+    pub fn new(program: OwnedFd) -> Self {
+        Self(program)
+    }
+
+    /// Runs the program and returns its answer.
+    ///
+    /// # Errors
+    /// The kernel does not run programs on request.
+    pub fn ask(&self, arguments: [u64; 2]) -> io::Result<u32> {
+        let mut attr = RunAttr {
+            prog_fd: self.0.as_raw_fd().cast_unsigned(),
+            ctx_size_in: 16,
+            ctx_in: arguments.as_ptr().addr() as u64,
+            ..RunAttr::default()
+        };
+        // SAFETY: `ctx_in` points to 16 bytes that outlive the call; the kernel writes `retval` only.
+        let status =
+            unsafe { libc::syscall(libc::SYS_bpf, PROG_TEST_RUN, &raw mut attr, size_of::<RunAttr>()) };
+        if status == 0 { Ok(attr.retval) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
 /// `union bpf_attr`, as the commands for one element of a map read it.
 #[repr(C)]
 #[derive(Default)]

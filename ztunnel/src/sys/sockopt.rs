@@ -13,6 +13,8 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 /// `IPV6_TRANSPARENT` and `IPV6_FREEBIND` (include/uapi/linux/in6.h).
 const IPV6_TRANSPARENT: libc::c_int = 75;
 const IPV6_FREEBIND: libc::c_int = 78;
+/// `IP_BIND_ADDRESS_NO_PORT` (include/uapi/linux/in.h), for both families.
+const IP_BIND_ADDRESS_NO_PORT: libc::c_int = 24;
 
 /// Where the application wanted to go before the packet filter redirected it to us.
 ///
@@ -37,6 +39,15 @@ pub fn set_ipv6_transparent(socket: &impl AsFd) -> io::Result<()> {
 /// Whatever `setsockopt` answers.
 pub fn set_ipv6_freebind(socket: &impl AsFd) -> io::Result<()> {
     set_int(socket.as_fd(), libc::SOL_IPV6, IPV6_FREEBIND, 1)
+}
+
+/// Lets `connect` choose the port of a socket that is bound to an address only, so that a port is taken per destination
+/// and not for the address as a whole.
+///
+/// # Errors
+/// `ENOPROTOOPT` before Linux 4.2.
+pub fn set_bind_address_no_port(socket: &impl AsFd) -> io::Result<()> {
+    set_int(socket.as_fd(), libc::SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
 }
 
 /// The 64-bit id of the socket's network namespace (`SO_NETNS_COOKIE`), as the kernel programs see it.

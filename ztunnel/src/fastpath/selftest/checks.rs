@@ -200,19 +200,28 @@ pub(super) fn redirected_fionread(stage: &Stage<'_>) -> Outcome {
     want(redirected == 1000 && empty == 0, format!("{redirected} of 1000, {empty} of 0"))
 }
 
-/// What may not be redirected waits for what was: the application never has bytes in two queues.
-pub(super) fn held_while_unread(stage: &Stage<'_>) -> Outcome {
+/// A switch waits for the reader: an application never has bytes in both of its queues.
+pub(super) fn one_queue_at_a_time(stage: &Stage<'_>) -> Outcome {
     let ends = stage.outbound().map_err(io)?;
+    let before = stage.unread(&ends)?;
     send(&ends.ours, 0, 1000).map_err(io)?;
     stage.kernel.switch(false).map_err(io)?;
-    let held = (&ends.ours).write(&pattern_bytes(1000, 500)).err().map(|error| error.kind());
-    expect(&ends.app, 0, 1000)?;
     send(&ends.ours, 1000, 500).map_err(io)?;
-    let rest = expect(&ends.app, 1000, 500)?;
+    let during = stage.unread(&ends)?;
+    expect(&ends.app, 0, 1500)?;
+    let after = stage.unread(&ends)?;
+    send(&ends.ours, 1500, 500).map_err(io)?;
+    let rest = expect(&ends.app, 1500, 500)?;
     let path = stage.path(&ends);
     want(
-        held == Some(ErrorKind::PermissionDenied) && rest == 500 && path.tx_passed == 1,
-        format!("held back: {}, then {rest} of 500 by TCP", held.is_some()),
+        (before, during, after) == (false, true, false)
+            && path.tx_bytes == 1500
+            && path.tx_passed == 1
+            && rest == 500,
+        format!(
+            "unread {before}, {during}, {after}; redirected {}, then {rest} of 500 by TCP",
+            path.tx_bytes
+        ),
     )
 }
 

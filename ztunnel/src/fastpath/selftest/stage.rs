@@ -81,6 +81,12 @@ impl<'a> Stage<'a> {
         self.kernel.control.insert(&0, &Control { pass_every: messages, ..Kernel::settings() })
     }
 
+    /// Whether the application has redirected bytes to read.
+    pub(super) fn unread(&self, ends: &Ends) -> Result<bool, String> {
+        let place = pair::place(self.kernel, ends.ours.as_fd()).ok_or("not paired")?;
+        self.kernel.has_unread(place).map_err(|error| error.to_string())
+    }
+
     pub(super) fn path(&self, ends: &Ends) -> Path {
         pair::path(self.kernel, ends.ours.as_fd())
     }
@@ -114,22 +120,9 @@ pub(super) fn pattern_bytes(from: u64, length: usize) -> Vec<u8> {
     (from..).take(length).map(pattern).collect()
 }
 
-/// Writes positions `from..from + length`, in one call if nothing holds it back.
+/// Writes positions `from..from + length` in one call.
 pub(super) fn send(mut stream: &TcpStream, from: u64, length: usize) -> io::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    let bytes = pattern_bytes(from, length);
-    let mut done = 0;
-    while done < length {
-        match stream.write(&bytes[done..]) {
-            Ok(written) => done += written,
-            // Held back until the receiver has read: try again, as the relay does.
-            Err(error) if error.kind() == ErrorKind::PermissionDenied && Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_micros(50));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
+    stream.write_all(&pattern_bytes(from, length))
 }
 
 /// Reads up to `length` bytes and compares them; less only at the end of the stream. A blocking
