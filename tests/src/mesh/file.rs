@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The mesh file: the pods that are known, their services, and the policies of the test.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+
+use super::is_listed;
+use crate::pod::{Pod, Standing};
+
+/// Virtual address of the service at `place`.
+pub(super) fn vip(place: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 96, 0, u8::try_from(place + 1).unwrap_or(255))
+}
+
+/// Hostnames of all services, in the order of the file.
+pub(super) fn hostnames(pods: &[Pod]) -> Vec<String> {
+    services(pods).into_keys().collect()
+}
+
+/// Hostname -> port -> target port.
+fn services(pods: &[Pod]) -> BTreeMap<String, BTreeMap<u16, u16>> {
+    let mut services: BTreeMap<String, BTreeMap<u16, u16>> = BTreeMap::new();
+    for service in pods.iter().flat_map(|pod| &pod.spec.services) {
+        services.entry(service.hostname.clone()).or_default().insert(service.port, service.target);
+    }
+    services
+}
+
+/// The file as YAML.
+pub(super) fn text(pods: &[Pod], policies: &[String]) -> String {
+    let mut out = String::from("workloads:\n");
+    for pod in pods.iter().filter(|pod| is_listed(pod)) {
+        let spec = &pod.spec;
+        let protocol = if spec.standing == Standing::Mesh { "HBONE" } else { "TCP" };
+        let mut services: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for service in &spec.services {
+            let ports = services.entry(format!("{}/{}", namespace_of(&service.hostname), service.hostname));
+            ports.or_default().push(format!("{}: {}", service.port, service.target));
+        }
+        let services: Vec<String> =
+            services.iter().map(|(name, ports)| format!("\"{name}\": {{{}}}", ports.join(", "))).collect();
+        let policies: Vec<String> = spec.policies.iter().map(|policy| format!("\"{policy}\"")).collect();
+        writeln!(
+            out,
+            "- uid: cluster1//Pod/{namespace}/{name}\n  name: {name}\n  namespace: {namespace}\n  \
+             serviceAccount: {account}\n  trustDomain: {trust}\n  node: {node}\n  clusterId: cluster1\n  \
+             workloadName: {name}\n  workloadType: pod\n  canonicalName: {name}\n  canonicalRevision: v1\n  \
+             protocol: {protocol}\n  workloadIps: [\"{ip4}\", \"{ip6}\"]\n  \
+             authorizationPolicies: [{policies}]\n  services: {{{services}}}",
+            namespace = spec.namespace,
+            name = spec.name,
+            account = spec.service_account,
+            trust = spec.trust_domain,
+            node = spec.node,
+            ip4 = pod.ip4(),
+            ip6 = pod.ip6(),
+            policies = policies.join(", "),
+            services = services.join(", "),
+        )
+        .unwrap_or_default();
+    }
+    out.push_str("services:\n");
+    let services = services(pods);
+    for (place, (hostname, ports)) in services.iter().enumerate() {
+        let name = hostname.split('.').next().unwrap_or_default();
+        let ports: Vec<String> = ports.iter().map(|(port, target)| format!("{port}: {target}")).collect();
+        writeln!(
+            out,
+            "- name: {name}\n  namespace: {namespace}\n  hostname: {hostname}\n  vips: [\"/{vip}\"]\n  ports: {{{ports}}}",
+            namespace = namespace_of(hostname),
+            vip = vip(place),
+            ports = ports.join(", "),
+        )
+        .unwrap_or_default();
+    }
+    if services.is_empty() {
+        out.truncate(out.len() - "services:\n".len());
+    }
+    if !policies.is_empty() {
+        out.push_str("policies:\n");
+        for policy in policies {
+            for (number, line) in policy.trim().lines().enumerate() {
+                let start = if number == 0 { "- " } else { "  " };
+                writeln!(out, "{start}{line}").unwrap_or_default();
+            }
+        }
+    }
+    out
+}
+
+/// `name.namespace.svc...`: the second label.
+fn namespace_of(hostname: &str) -> &str {
+    hostname.split('.').nth(1).unwrap_or("default")
+}
