@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{LazyLock, Once};
 use std::thread;
 
@@ -19,11 +19,17 @@ use crate::{cgroup, netns};
 /// Prefixes of this process that are in use.
 static IN_USE: LazyLock<Mutex<Vec<String>>> = LazyLock::new(Mutex::default);
 static NEXT: AtomicU32 = AtomicU32::new(0);
+/// A signal has come.
+static STOPPING: AtomicBool = AtomicBool::new(false);
 
 /// A prefix of our own; first use also removes what dead runs left.
 pub(crate) fn new_prefix() -> String {
     static SWEEP: Once = Once::new();
     SWEEP.call_once(sweep);
+    while STOPPING.load(Ordering::Acquire) {
+        // The process is about to end: nothing new may be made.
+        thread::park();
+    }
     let prefix = format!("zt{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     IN_USE.lock().push(prefix.clone());
     prefix
@@ -105,9 +111,11 @@ fn wait_for_signal() {
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {}, _ = hangup.recv() => {} }
         }
     });
+    STOPPING.store(true, Ordering::Release);
     let prefixes = IN_USE.lock().clone();
-    for prefix in prefixes {
-        drop(remove(&prefix));
+    // A mesh that is being built may add something after the first round; it fails then, and adds no more.
+    for prefix in prefixes.iter().chain(&prefixes) {
+        drop(remove(prefix));
     }
     std::process::exit(130);
 }

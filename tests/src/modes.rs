@@ -46,10 +46,7 @@ type Evidence = BTreeMap<String, Vec<String>>;
 ///
 /// # Errors
 /// A run failed, a mode is not in effect, or the modes differ.
-pub fn in_every_mode(
-    build: impl Fn() -> MeshBuilder,
-    scenario: impl Fn(&Mesh) -> Result<()>,
-) -> Result<()> {
+pub fn in_every_mode(build: impl Fn() -> MeshBuilder, scenario: impl Fn(&Mesh) -> Result<()>) -> Result<()> {
     let mut first: Option<Evidence> = None;
     each(build, |mesh| {
         scenario(mesh)?;
@@ -57,7 +54,9 @@ pub fn in_every_mode(
             None => first = Some(evidence(mesh)?),
             // The last log line may be a moment behind the last byte.
             Some(expected) => {
-                wait::ok("the same evidence", Duration::from_secs(3), || compare(expected, &evidence(mesh)?))?;
+                wait::ok("the same evidence", Duration::from_secs(3), || {
+                    compare(expected, &evidence(mesh)?)
+                })?;
             }
         }
         Ok(())
@@ -110,9 +109,11 @@ fn chosen() -> Result<Vec<Mode>> {
 pub fn in_effect(mesh: &Mesh, mode: Mode) -> Result<()> {
     for node in mesh.nodes() {
         let status = node.status().with_context(|| format!("status of {}", node.name()))?;
-        let effective = status.pointer("/mode/effective").and_then(serde_json::Value::as_str).unwrap_or("nothing");
+        let effective =
+            status.pointer("/mode/effective").and_then(serde_json::Value::as_str).unwrap_or("nothing");
         if mode != Mode::Auto && effective != mode.to_string() {
-            let reason = status.pointer("/mode/reason").and_then(serde_json::Value::as_str).unwrap_or("none given");
+            let reason =
+                status.pointer("/mode/reason").and_then(serde_json::Value::as_str).unwrap_or("none given");
             bail!("{}: the fast path is `{effective}`, not `{mode}`: {reason}", node.name());
         }
     }
@@ -124,7 +125,8 @@ fn evidence(mesh: &Mesh) -> Result<Evidence> {
     let mut evidence = Evidence::new();
     for node in mesh.nodes() {
         wait::until("every connection to be closed, and logged", Duration::from_secs(10), || {
-            let logged = node.access_log().iter().filter(|entry| entry.message == "connection complete").count();
+            let logged =
+                node.access_log().iter().filter(|entry| entry.message == "connection complete").count();
             node.metrics().is_ok_and(|metrics| {
                 let closed = metrics.sum("istio_tcp_connections_closed_total", &[]);
                 metrics.open_connections().abs() < 0.5 && (closed - logged as f64).abs() < 0.5

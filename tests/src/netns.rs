@@ -40,7 +40,8 @@ impl Netns {
         if !output.status.success() {
             bail!("ip netns add {name}: {}", String::from_utf8_lossy(&output.stderr));
         }
-        let handle = File::open(Path::new(FOLDER).join(name)).with_context(|| format!("open netns {name}"))?;
+        let handle =
+            File::open(Path::new(FOLDER).join(name)).with_context(|| format!("open netns {name}"))?;
         let netns = Self(Arc::new(Named { name: name.to_owned(), handle }));
         netns.run(|| -> Result<()> {
             for (key, value) in [

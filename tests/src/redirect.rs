@@ -20,7 +20,8 @@ pub fn install(netns: &Netns) -> Result<()> {
     for (tool, local, probe) in FAMILIES {
         netns.feed(tool, &["--noflush"], &rules(local, probe))?;
     }
-    let back = "rule add fwmark 0x111/0xfff pref 32764 lookup 100\nroute add local default dev lo table 100\n";
+    let back =
+        "rule add fwmark 0x111/0xfff pref 32764 lookup 100\nroute add local default dev lo table 100\n";
     netns.feed("ip", &["-batch", "-"], back)?;
     netns.feed("ip", &["-6", "-batch", "-"], back)
 }

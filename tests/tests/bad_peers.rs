@@ -180,7 +180,9 @@ fn garbage_before_and_inside_tls_ends_the_connection() {
     let noise: Vec<u8> = (0..100_000_u32).map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
     for port in [15008, 15006, 15001] {
         let to = scene.mesh.pod("server").addr(port);
-        for bytes in [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], &noise, &[0x16, 0x03, 0x01, 0xff, 0xff, 0x01]] {
+        for bytes in
+            [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], &noise, &[0x16, 0x03, 0x01, 0xff, 0xff, 0x01]]
+        {
             // 15001 and 15006 of a pod are redirected to 15006, which refuses its own ports.
             let half_a_record = bytes.len() == 6;
             if !half_a_record || port != 15008 {
@@ -189,7 +191,8 @@ fn garbage_before_and_inside_tls_ends_the_connection() {
         }
     }
     // Settings of five bytes: RFC 9113, section 6.5.
-    let settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x05\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
+    let settings =
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x05\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
     for bytes in [&noise[..], settings, b"GET / HTTP/1.1\r\n\r\n"] {
         scene.peer(GOOD).garbage(bytes).unwrap();
     }

@@ -110,13 +110,17 @@ fn blocking_uploads_of_python_c_and_curl_get_their_answer() {
         let c = sockets(mesh)?;
         succeeds("the C upload", client.command(&c).args(["upload", &ip, "8080", &total]))?;
         let python = program("upload.py").display().to_string();
-        succeeds("the python upload", client.command("python3").args([python.as_str(), &ip, "8080", &total]))?;
+        succeeds(
+            "the python upload",
+            client.command("python3").args([python.as_str(), &ip, "8080", &total]),
+        )?;
         server.expect_finished(2, LONG)?;
         let http = Server::start(near, 8081, |conn| http_upload(&conn))?;
         let file = mesh.dir().join("upload");
         std::fs::File::create(&file)?.set_len(upload_bytes())?;
         let url = format!("http://{ip}:8081/");
-        let curl = client.command("curl").args(["-sS", "-m", "60", "-H", "Expect:", "-T"]).arg(&file).arg(&url);
+        let curl =
+            client.command("curl").args(["-sS", "-m", "60", "-H", "Expect:", "-T"]).arg(&file).arg(&url);
         let output = succeeds("curl", curl)?;
         ensure!(output.stdout == total.as_bytes(), "curl got {:?}", String::from_utf8_lossy(&output.stdout));
         http.expect_finished(1, LONG)
@@ -155,7 +159,8 @@ fn a_proxy_that_splices_loses_nothing() {
         let mut proxy = near.command(&c).args(["splice", "9000", "8080"]).spawn()?;
         let sides = Sides::client(41, 8 << 20, 8 << 20 | 1);
         let server = Server::start(near, 8080, move |conn| stream::duplex(&conn, sides.reversed()))?;
-        let conn = wait::ok("the proxy to listen", SOON, || Ok(near.connect(([127, 0, 0, 1], 9000).into())?))?;
+        let conn =
+            wait::ok("the proxy to listen", SOON, || Ok(near.connect(([127, 0, 0, 1], 9000).into())?))?;
         drop(conn);
         let result = stream::duplex(&mesh.pod("client").dial(near.addr(9000))?, sides);
         proxy.kill()?;

@@ -14,7 +14,7 @@ use ztunnel_tests::agent::wire;
 use ztunnel_tests::cleanup;
 use ztunnel_tests::observe::Sniffer;
 use ztunnel_tests::traffic::stream::{self, Sides};
-use ztunnel_tests::traffic::{Conn, Server};
+use ztunnel_tests::traffic::{Conn, Pattern, Server};
 use ztunnel_tests::{Mesh, PodSpec};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -71,15 +71,14 @@ fn streams_are_checked_byte_by_byte_in_every_order_of_closing() {
         (2, stream::speak_first, stream::listen_first),
         (3, stream::listen_first, stream::speak_first),
     ] {
-        let running = Server::start(mesh.pod("c"), port, move |conn| server(&conn, sides.reversed())).unwrap();
+        let running =
+            Server::start(mesh.pod("c"), port, move |conn| server(&conn, sides.reversed())).unwrap();
         client(&mesh.pod("a").dial(mesh.pod("c").addr(port)).unwrap(), sides).unwrap();
         running.expect_finished(1, SOON).unwrap();
     }
-    let wrong = Server::start(mesh.pod("c"), 4, move |conn| {
-        stream::duplex(&conn, Sides::client(2, 3_000_001, 2_000_003).reversed())
-    });
-    let wrong = wrong.unwrap();
-    let error = stream::duplex(&mesh.pod("a").dial(mesh.pod("c").addr(4)).unwrap(), sides).unwrap_err();
+    let wrong = Server::start(mesh.pod("c"), 4, |conn| stream::send(&conn, (Pattern(2), 5000))).unwrap();
+    let conn = mesh.pod("a").dial(mesh.pod("c").addr(4)).unwrap();
+    let error = stream::receive(&conn, (Pattern(1), 5000)).unwrap_err();
     assert!(error.to_string().contains("a wrong byte at 0"), "{error:#}");
     drop(wrong);
 }
@@ -138,6 +137,40 @@ fn programs_run_in_the_pod_and_in_its_cgroup() {
     assert!(!child.wait().unwrap().success());
 }
 
+/// Has something of everything, until a signal ends the process.
+fn wait_with_a_mesh() -> ! {
+    let mesh = two_nodes();
+    let mut sleeper = mesh.pod("a").command("sleep").arg("1000").spawn().unwrap();
+    sleeper.wait().unwrap();
+    // Killed by the cleanup, which ends this process next.
+    loop {
+        std::thread::park();
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_signal_removes_everything() {
+    const CHILD: &str = "ZTUNNEL_TESTS_WAIT_FOR_A_SIGNAL";
+    if std::env::var_os(CHILD).is_some() {
+        wait_with_a_mesh();
+    }
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "a_signal_removes_everything"])
+        .env(CHILD, "1")
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let prefix = format!("zt{}-0", child.id());
+    let pod = std::path::Path::new("/run/netns").join(format!("{prefix}-c"));
+    ztunnel_tests::wait::until("the mesh of the child", SOON, || pod.exists()).unwrap();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(cleanup::leaks(&prefix), Vec::<String>::new());
+}
+
 /// A ztunnel that plays its part of ZDS: says hello, acknowledges everything.
 struct Scripted(Socket);
 
@@ -179,7 +212,8 @@ impl Scripted {
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn the_node_agent_keeps_to_the_protocol() {
-    let mesh = Mesh::builder().pod(PodSpec::mesh("a")).pod(PodSpec::mesh("b").not_enrolled()).build().unwrap();
+    let mesh =
+        Mesh::builder().pod(PodSpec::mesh("a")).pod(PodSpec::mesh("b").not_enrolled()).build().unwrap();
     let agent = mesh.node("n1").agent();
     let expected_add = mesh.pod("a").enrolled().packet();
     for round in 1..=2 {

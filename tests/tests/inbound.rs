@@ -28,10 +28,9 @@ fn plaintext_reaches_a_captured_pod_with_the_callers_address() {
         let server = Server::echo(mesh.pod("server"), 8080)?;
         for name in ["plain", "stranger"] {
             let from = mesh.pod(name);
-            for (to, seen) in [
-                (mesh.pod("server").addr(8080), from.ip4()),
-                (mesh.pod("server").addr6(8080), from.ip6()),
-            ] {
+            for (to, seen) in
+                [(mesh.pod("server").addr(8080), from.ip4()), (mesh.pod("server").addr6(8080), from.ip6())]
+            {
                 let conn = from.dial(to)?;
                 ensure!(conn.ask(b"plaintext")? == b"plaintext");
                 ensure!(server.peers().last().map(SocketAddr::ip) == Some(seen), "{:?}", server.peers());
@@ -44,7 +43,8 @@ fn plaintext_reaches_a_captured_pod_with_the_callers_address() {
             })
         })?;
         let lines = mesh.node("n1").access_log();
-        let plain = lines.iter().filter(|entry| entry.is(&[("direction", "inbound"), ("src.workload", "plain")]));
+        let plain =
+            lines.iter().filter(|entry| entry.is(&[("direction", "inbound"), ("src.workload", "plain")]));
         ensure!(plain.count() == 2, "{lines:?}");
         Ok(())
     })

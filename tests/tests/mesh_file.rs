@@ -7,7 +7,8 @@ use ztunnel_tests::{Mesh, PodSpec};
 
 const SOON: Duration = Duration::from_secs(10);
 
-const WORKLOAD: &str = "workloads:\n- uid: u\n  name: n\n  namespace: demo\n  workloadIps: [\"10.0.0.1\"]\n  services: {}\n";
+const WORKLOAD: &str =
+    "workloads:\n- uid: u\n  name: n\n  namespace: demo\n  workloadIps: [\"10.0.0.1\"]\n  services: {}\n";
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]

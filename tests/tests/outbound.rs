@@ -46,10 +46,9 @@ fn mesh_pods_talk_hbone_within_a_node_and_across_nodes() {
         for name in ["near", "far"] {
             let pod = mesh.pod(name);
             let server = Server::echo(pod, 8080)?;
-            for (to, client) in [
-                (pod.addr(8080), mesh.pod("client").ip4()),
-                (pod.addr6(8080), mesh.pod("client").ip6()),
-            ] {
+            for (to, client) in
+                [(pod.addr(8080), mesh.pod("client").ip4()), (pod.addr6(8080), mesh.pod("client").ip6())]
+            {
                 ask(mesh, "client", to)?;
                 ensure!(
                     server.peers().last().map(SocketAddr::ip) == Some(client),
@@ -111,14 +110,18 @@ fn plain_and_unknown_destinations_are_reached_in_plain_tcp() {
             for to in [pod.addr(8080), pod.addr6(8080)] {
                 ask(mesh, "client", to)?;
                 let addr = to.to_string();
-                logged(mesh.node("n1"), &[("direction", "outbound"), ("dst.addr", &addr), ("dst.hbone_addr", "")])?;
+                logged(
+                    mesh.node("n1"),
+                    &[("direction", "outbound"), ("dst.addr", &addr), ("dst.hbone_addr", "")],
+                )?;
             }
             let clients: Vec<_> = server.peers().iter().map(SocketAddr::ip).collect();
             ensure!(clients == [mesh.pod("client").ip4(), mesh.pod("client").ip6()], "{clients:?}");
         }
         let metrics = mesh.node("n1").metrics()?;
         let opened = "istio_tcp_connections_opened_total";
-        let known = metrics.sum(opened, &[("destination_workload", "plain"), ("connection_security_policy", "unknown")]);
+        let known = metrics
+            .sum(opened, &[("destination_workload", "plain"), ("connection_security_policy", "unknown")]);
         let unknown = metrics.sum(opened, &[("destination_workload", "unknown")]);
         ensure!((known - 2.0).abs() < 0.5 && (unknown - 2.0).abs() < 0.5, "known {known}, unknown {unknown}");
         Ok(())

@@ -267,7 +267,9 @@ fn on_round_trip(ctx: &SockOpsContext) {
     }
     let Some(own) = recall(sk) else { return };
     let (leaves, settled) = match CONNS.get(&own.id) {
-        None => (own.side == 0, true),
+        // Never paired: the filed token is still there. A pair that is gone leaves no token, and its
+        // application may have redirected bytes to read, which leaving would lose.
+        None => (own.side == 0 && PENDING.remove(&own.filed) == 0, true),
         Some(conn) => {
             let flow = if own.side == 0 { &conn.forward } else { &conn.backward };
             (flow.leaving != 0, conn.level == level::FULL || own.role != role::APPLICATION)
@@ -277,7 +279,6 @@ fn on_round_trip(ctx: &SockOpsContext) {
         if SOCKS.remove(&own.cookie) == 0 {
             count(stats::LEFT, 1);
         }
-        PENDING.remove(&own.filed);
     }
     if leaves || settled {
         watch(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);

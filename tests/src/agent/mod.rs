@@ -149,7 +149,11 @@ impl Agent {
         let waiting = |state: &mut State| state.snapshots < count;
         let result = self.shared.changed.wait_while_for(&mut state, waiting, within);
         if result.timed_out() && state.snapshots < count {
-            anyhow::bail!("{} of {count} snapshots within {within:?}; {:?}", state.snapshots, state.complaints);
+            anyhow::bail!(
+                "{} of {count} snapshots within {within:?}; {:?}",
+                state.snapshots,
+                state.complaints
+            );
         }
         Ok(())
     }

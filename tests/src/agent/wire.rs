@@ -87,9 +87,7 @@ mod tests {
         assert_eq!(del("u"), [0x12, 0x03, 0x12, 0x01, b'u']);
         assert_eq!(
             add("u", "p", "n", "s"),
-            [
-                0x0a, 0x0e, 0x0a, 1, b'u', 0x12, 0x09, 0x0a, 1, b'p', 0x12, 1, b'n', 0x1a, 1, b's'
-            ]
+            [0x0a, 0x0e, 0x0a, 1, b'u', 0x12, 0x09, 0x0a, 1, b'p', 0x12, 1, b'n', 0x1a, 1, b's']
         );
     }
 

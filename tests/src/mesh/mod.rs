@@ -104,9 +104,12 @@ impl MeshBuilder {
         let pins = cleanup::pins(prefix);
         fs::create_dir_all(&pins).with_context(|| format!("make {}", pins.display()))?;
         let none: Option<&str> = None;
-        mount(Some("bpf"), &pins, Some("bpf"), MsFlags::empty(), none).context("mount a bpffs for the pins")?;
+        mount(Some("bpf"), &pins, Some("bpf"), MsFlags::empty(), none)
+            .context("mount a bpffs for the pins")?;
         let wire = Netns::create(&format!("{prefix}-wire"))?;
-        wire.ip("link add wire type bridge stp_state 0 forward_delay 0 mcast_snooping 0\nlink set wire up\n")?;
+        wire.ip(
+            "link add wire type bridge stp_state 0 forward_delay 0 mcast_snooping 0\nlink set wire up\n",
+        )?;
         let mesh_file = folder.join("mesh.yaml");
         let environment = self.environment(&mesh_file, &folder);
         let mut nodes: Vec<Node> = Vec::new();
@@ -181,12 +184,7 @@ impl Mesh {
     /// An empty mesh, to be filled.
     #[must_use]
     pub fn builder() -> MeshBuilder {
-        MeshBuilder {
-            mode: Mode::Off,
-            environment: BTreeMap::new(),
-            pods: Vec::new(),
-            policies: Vec::new(),
-        }
+        MeshBuilder { mode: Mode::Off, environment: BTreeMap::new(), pods: Vec::new(), policies: Vec::new() }
     }
 
     /// What everything of this mesh is called on this machine.

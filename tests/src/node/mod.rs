@@ -325,7 +325,8 @@ impl Node {
     /// Nobody answers, or it is not JSON.
     pub fn status(&self) -> Result<serde_json::Value> {
         let response = self.get(ADMIN, "/status")?;
-        serde_json::from_str(&response.body).with_context(|| format!("/status: {} {}", response.status, response.body))
+        serde_json::from_str(&response.body)
+            .with_context(|| format!("/status: {} {}", response.status, response.body))
     }
 
     /// The access log of this start of its ztunnel.
@@ -354,7 +355,8 @@ impl Node {
         let stat = fs::read_to_string(self.proc("stat")?)?;
         // After the name in parentheses, utime and stime are fields 12 and 13, in ticks of 10 ms.
         let mut rest = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11);
-        let mut ticks = || rest.next().and_then(|field| field.parse::<u64>().ok()).context("odd /proc/<pid>/stat");
+        let mut ticks =
+            || rest.next().and_then(|field| field.parse::<u64>().ok()).context("odd /proc/<pid>/stat");
         Ok(Duration::from_millis((ticks()? + ticks()?) * 10))
     }
 

@@ -65,7 +65,8 @@ impl Metrics {
     /// Connections that have begun and not ended, as the metrics say it.
     #[must_use]
     pub fn open_connections(&self) -> f64 {
-        self.sum("istio_tcp_connections_opened_total", &[]) - self.sum("istio_tcp_connections_closed_total", &[])
+        self.sum("istio_tcp_connections_opened_total", &[])
+            - self.sum("istio_tcp_connections_closed_total", &[])
     }
 }
 

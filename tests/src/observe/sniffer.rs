@@ -102,7 +102,9 @@ impl Sniffer {
     /// # Errors
     /// Nothing was.
     pub fn wait_for_packets(&self) -> Result<()> {
-        wait::until("packets on the wire", Duration::from_secs(5), || self.packets.load(Ordering::Relaxed) > 0)
+        wait::until("packets on the wire", Duration::from_secs(5), || {
+            self.packets.load(Ordering::Relaxed) > 0
+        })
     }
 
     /// Ends it, after everything that has arrived is read.
@@ -113,7 +115,9 @@ impl Sniffer {
     pub fn stop(mut self) -> Capture {
         self.stop.store(true, Ordering::Release);
         let thread = self.thread.take();
-        thread.map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).unwrap_or_default()
+        thread
+            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .unwrap_or_default()
     }
 }
 
@@ -191,7 +195,8 @@ fn segment(frame: &[u8]) -> Option<(Flow, &[u8])> {
 }
 
 fn tcp(segment: &[u8], from: IpAddr, to: IpAddr) -> Option<(Flow, &[u8])> {
-    let (source, destination) = (u16::from_be_bytes(array(segment, 0)?), u16::from_be_bytes(array(segment, 2)?));
+    let (source, destination) =
+        (u16::from_be_bytes(array(segment, 0)?), u16::from_be_bytes(array(segment, 2)?));
     let header = usize::from(segment.get(12)? >> 4) * 4;
     let flow = Flow { from: SocketAddr::new(from, source), to: SocketAddr::new(to, destination) };
     Some((flow, segment.get(header..)?))

@@ -77,7 +77,9 @@ impl Peer {
         let Self { runtime, tls } = self;
         runtime.block_on(async {
             let answer = async {
-                let Ok((client, connection)) = h2::client::handshake(tls).await else { return Answer::Refused };
+                let Ok((client, connection)) = h2::client::handshake(tls).await else {
+                    return Answer::Refused;
+                };
                 let driver = tokio::spawn(connection);
                 let answer = exchange(client, request).await.map_or(Answer::Refused, Answer::Status);
                 driver.abort();

@@ -68,7 +68,8 @@ pub fn receive(conn: &Conn, (pattern, length): (Pattern, u64)) -> Result<()> {
         let left = usize::try_from(length - at).unwrap_or(LARGEST);
         let size = chunks.next(left.min(LARGEST));
         let mut reader = conn;
-        let size = reader.read(&mut buffer[..size]).with_context(|| format!("receive at {at} of {length}"))?;
+        let size =
+            reader.read(&mut buffer[..size]).with_context(|| format!("receive at {at} of {length}"))?;
         if size == 0 {
             bail!("the stream ended at {at} of {length}");
         }

@@ -30,6 +30,7 @@ use parking_lot::Mutex;
 use ztunnel_common::{Pod, level, role};
 use ztunnel_core::fastpath::{Eligibility, KernelFitness, Level, Mode, Pattern, Reason, eligibility};
 
+use crate::sys::memory;
 use loader::Kernel;
 pub use pair::Path;
 pub use status::{Check, ModeStatus, Status, Traffic};
@@ -93,6 +94,8 @@ impl FastPath {
         };
         let ceiling = selftest::run(&kernel, &mut checks);
         kernel.forget_counts();
+        // The kernel's type information is large, and nobody looks at it again.
+        memory::release_free();
         if ceiling == Level::Off {
             let reason = status::failures(&checks);
             tracing::warn!("fast path off: self-test failed: {reason}");
@@ -100,7 +103,9 @@ impl FastPath {
         }
         let reason = match (ceiling, checks.iter().all(|check| check.ok)) {
             (Level::Full, true) => "self-test passed".to_owned(),
-            (Level::Full, false) => format!("caution: {}", status::failures(&checks)),
+            (Level::Full, false) => {
+                format!("self-test passed, with a caution: {}", status::failures(&checks))
+            }
             (Level::Off | Level::Half, _) => format!("half at most: {}", status::failures(&checks)),
         };
         tracing::info!("fast path {}: {reason}", config.mode);

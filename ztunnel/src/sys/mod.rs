@@ -4,6 +4,7 @@
 //! * [`sockopt`]: original destination, cookies, transparent sockets.
 //! * [`netns`]: run code inside another network namespace.
 //! * [`seqpacket`]: the node agent's socket, with file descriptors in flight.
+//! * [`memory`]: the allocator.
 //! * [`bpf`]: what the fast path asks of the kernel beside `aya`.
 #![expect(
     unsafe_code,
@@ -11,6 +12,7 @@
 )]
 
 pub mod bpf;
+pub mod memory;
 pub mod netns;
 pub mod seqpacket;
 pub mod sockopt;

@@ -241,6 +241,8 @@ pub(super) fn unread_survives_close(stage: &Stage<'_>) -> Outcome {
     let Ends { app, ours } = stage.outbound().map_err(io)?;
     send(&ours, 0, 5000).map_err(io)?;
     drop(ours);
+    // The first segment of the application's that TCP acknowledges, after the pair is gone.
+    app.shutdown(Shutdown::Write).map_err(io)?;
     let read = expect(&app, 0, 6000)?;
     want(read == 5000, format!("{read} of 5000 bytes, then the end"))
 }
