@@ -30,4 +30,15 @@ pub use settings::{Control, Layout};
 pub use values::{Conn, Flow, Own, Pending, PendingKey, Pod, level, role};
 
 /// Changes with every change of a map, a value or a slot.
-pub const CONTRACT_VERSION: u32 = 1;
+pub const CONTRACT_VERSION: u32 = 2;
+
+/// What ztunnel asks the kernel about a pair (`ztunnel_ask`).
+pub mod question {
+    /// Has the other end redirected bytes to read? 1 or 0.
+    pub const UNREAD: u32 = 0;
+    /// Redirect nothing to us any more. The answer: the low half of the position, in the other end's
+    /// stream, behind the last byte that was redirected to us.
+    pub const CLOSE_GATE: u32 = 1;
+    /// The high half of it.
+    pub const CLOSED_AT_HIGH: u32 = 2;
+}

@@ -66,6 +66,8 @@ slots! {
     NOT_MEMBER = 27, "not_member";
     /// Message: a test wanted this one on TCP.
     FORCED = 28, "forced";
+    /// Message: ztunnel is about to end its direction, see `Conn::closing`.
+    CLOSING = 29, "closing";
 }
 
 /// Number of slots.

@@ -79,7 +79,7 @@ pub struct Own {
     pub unpaired: u32,
     /// 1 after the socket closed and `sent`/`received` hold the final figures.
     pub closed: u32,
-    /// What this end sent.
+    /// What this end sent; until the pair is made, what it passed.
     pub sent: Tally,
     /// What this end was sent.
     pub received: Tally,
@@ -125,6 +125,8 @@ pub struct Flow {
     pub heard: u64,
     /// Bytes since then.
     pub turn: u64,
+    /// Position in the sender's stream behind the last byte that was redirected, or is about to be.
+    pub announced: u64,
     /// One of [`role`], of the sending socket.
     pub role: u32,
     /// 1: the sending socket leaves the map at the next round-trip sample.
@@ -141,6 +143,9 @@ pub struct Conn {
     pub level: u32,
     /// Keeps the layout free of padding.
     pub reserved: u32,
+    /// 1: ztunnel is about to send its FIN and wants nothing redirected to it any more. As wide as
+    /// an atomic exchange needs it.
+    pub closing: u64,
     /// From the active end to the passive end.
     pub forward: Flow,
     /// From the passive end to the active end.

@@ -3,11 +3,13 @@
 //!
 //! `sock_ops` (attached once, at the cgroup v2 root) files and pairs sockets when they are
 //! established and lets them go when they close; `sk_msg` (attached to the sockhash) decides for
-//! every message of a member whether it is redirected or goes by TCP; ztunnel runs `unread` (attached
-//! to nothing) before it sends more than its credit to an application. Everything that can be
+//! every message of a member whether it is redirected or goes by TCP; ztunnel runs `ask`
+//! (attached to nothing) before it sends more than its credit to an application, and before a FIN. Everything that can be
 //! decided without the kernel is in `ztunnel_common::verdict`.
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "the standard atomics have no exchange for this target")]
 
 mod kernel;
 mod maps;
@@ -16,6 +18,7 @@ mod pair;
 
 use aya_ebpf::macros::{sk_msg, sock_ops};
 use aya_ebpf::programs::{RawTracePointContext, SkMsgContext, SockOpsContext};
+use ztunnel_common::question;
 
 /// Files and pairs sockets.
 #[sock_ops]
@@ -30,17 +33,22 @@ pub fn ztunnel_message(ctx: SkMsgContext) -> u32 {
     message::verdict(&ctx)
 }
 
-/// Answers whether the application has redirected bytes to read: 1 or 0. Arguments: the key of the
-/// pair, and which side of it asks. Never attached, only run by ztunnel (`BPF_PROG_TEST_RUN`).
+/// Answers a question of ztunnel's about a pair. Never attached, only run (`BPF_PROG_TEST_RUN`).
+/// Arguments: the key of the pair, which side asks, and one of `ztunnel_common::question`.
 ///
 /// `aya_ebpf`'s macro for this kind of program drops the answer, so the entry is written out.
 #[unsafe(link_section = "raw_tp")]
 #[unsafe(no_mangle)]
-pub extern "C" fn ztunnel_unread(ctx: *mut core::ffi::c_void) -> i32 {
+pub extern "C" fn ztunnel_ask(ctx: *mut core::ffi::c_void) -> u32 {
     let ctx = RawTracePointContext::new(ctx);
-    let (id, side): (u64, u64) = (ctx.arg(0), ctx.arg(1));
-    let unread = maps::CONNS.get(&id).is_some_and(|conn| message::unread(conn, side as u32) != 0);
-    i32::from(unread)
+    let (id, side, asked): (u64, u64, u64) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    let Some(conn) = maps::CONNS.get(&id) else { return 0 };
+    match asked as u32 {
+        question::UNREAD => u32::from(message::unread(conn, side as u32) != 0),
+        question::CLOSE_GATE => message::close_gate(conn, side as u32) as u32,
+        question::CLOSED_AT_HIGH => (message::close_gate(conn, side as u32) >> 32) as u32,
+        _ => 0,
+    }
 }
 
 #[unsafe(link_section = "license")]

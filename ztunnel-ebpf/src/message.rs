@@ -6,6 +6,8 @@
 //! reads come first and the look-up of the receiver by its cookie, which is never used again, comes
 //! last: if it succeeds, the memory was that socket all the time.
 
+use core::intrinsics::{AtomicOrdering, atomic_xchg};
+
 use aya_ebpf::bindings::{BPF_F_INGRESS, sk_action::SK_PASS};
 use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::programs::SkMsgContext;
@@ -21,7 +23,10 @@ const FOUND: i64 = SK_PASS as i64;
 pub fn verdict(ctx: &SkMsgContext) -> u32 {
     let size = ctx.size() as u64;
     let Some(own) = own(ctx) else { return alone(size) };
-    let Some(conn) = CONNS.get(&own.id) else { return alone(size) };
+    let Some(conn) = CONNS.get(&own.id) else {
+        own.sent.passed_bytes += size;
+        return alone(size);
+    };
     let reason = judge(ctx, own, conn, size);
     let flow = sending(own, conn);
     if reason == 0 {
@@ -40,11 +45,11 @@ pub fn verdict(ctx: &SkMsgContext) -> u32 {
 }
 
 #[inline(always)]
-fn own<'a>(ctx: &SkMsgContext) -> Option<&'a Own> {
+fn own<'a>(ctx: &SkMsgContext) -> Option<&'a mut Own> {
     // SAFETY: the kernel hands a valid context with a full socket to the program.
     unsafe {
         let sk = (*ctx.msg).__bindgen_anon_3.sk;
-        helpers::bpf_sk_storage_get(OWN.as_ptr(), sk.cast(), core::ptr::null_mut(), 0).cast::<Own>().as_ref()
+        helpers::bpf_sk_storage_get(OWN.as_ptr(), sk.cast(), core::ptr::null_mut(), 0).cast::<Own>().as_mut()
     }
 }
 
@@ -110,12 +115,50 @@ fn judge(ctx: &SkMsgContext, own: &Own, conn: &mut Conn, size: u64) -> u32 {
     if !verdict::may_send(state(ctx)) {
         return stats::STATE;
     }
-    gate(ctx, flow, peer, peer_cookie, size)
+    let position = own.sent.passed_bytes + flow.tally.bytes + flow.tally.passed_bytes + size;
+    let reason = gate(flow, peer, peer_cookie, size);
+    if reason != 0 {
+        return reason;
+    }
+    if is_closing(own, conn, position) {
+        return stats::CLOSING;
+    }
+    redirect(ctx, peer_cookie)
 }
 
-/// Order and memory, then the redirect itself.
+/// Announces a message that is about to be redirected to ztunnel, and then looks whether ztunnel is
+/// closing. ztunnel first says that it is closing and then looks at the announcement
+/// ([`close_gate`]). Both steps are fully ordered, so that one of the two sees the other: either
+/// this message goes by TCP, or ztunnel waits for it before it sends its FIN.
 #[inline(always)]
-fn gate(ctx: &SkMsgContext, flow: &mut Flow, peer: u64, peer_cookie: u64, size: u64) -> u32 {
+fn is_closing(own: &Own, conn: &mut Conn, position: u64) -> bool {
+    if own.role != role::APPLICATION {
+        return false;
+    }
+    let flow = sending(own, conn);
+    // SAFETY: a valid, aligned place in the map. (`core::sync::atomic` offers no exchange for this target.)
+    let before =
+        unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(&raw mut flow.announced, position) };
+    // SAFETY: as above; volatile, because ztunnel's question writes it.
+    let closing = unsafe { core::ptr::read_volatile(&raw const conn.closing) };
+    closing != 0 || before > position
+}
+
+/// Wants nothing redirected to `side` any more; answers the position behind the last byte that was.
+#[inline(always)]
+pub fn close_gate(conn: &mut Conn, side: u32) -> u64 {
+    // SAFETY: a valid, aligned place in the map.
+    let before = unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(&raw mut conn.closing, 1) };
+    let flow = if side == 0 { &mut conn.backward } else { &mut conn.forward };
+    // SAFETY: as above; volatile, because the sender's program writes it.
+    let announced = unsafe { core::ptr::read_volatile(&raw const flow.announced) };
+    // The result of the exchange must be used, or the compiler chooses one without ordering.
+    if before > 1 { 0 } else { announced }
+}
+
+/// Order and memory.
+#[inline(always)]
+fn gate(flow: &mut Flow, peer: u64, peer_cookie: u64, size: u64) -> u32 {
     let layout = kernel::layout();
     let Some(cookie) = kernel::cookie(&layout, peer) else { return stats::UNREADABLE };
     if cookie != peer_cookie {
@@ -131,6 +174,12 @@ fn gate(ctx: &SkMsgContext, flow: &mut Flow, peer: u64, peer_cookie: u64, size: 
     if !verdict::credit(flow, queued, size) {
         return stats::CREDIT;
     }
+    0
+}
+
+/// The redirect itself.
+#[inline(always)]
+fn redirect(ctx: &SkMsgContext, peer_cookie: u64) -> u32 {
     let mut key = peer_cookie;
     // SAFETY: the context is valid, the map is a sockhash with a key of eight bytes.
     let found = unsafe {

@@ -238,6 +238,7 @@ fn make_pair(
         netns: filed.netns,
         level: active.level,
         reserved: 0,
+        closing: 0,
         forward: Flow { sk: active.sk, cookie: active.cookie, role: active.role, ..Flow::default() },
         backward: Flow { sk: address, cookie, role, ..Flow::default() },
     };

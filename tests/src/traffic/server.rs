@@ -139,6 +139,8 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>, handler: &Arc<Handler>) 
         let mut state = shared.state.lock();
         state.peers.push(canonical(peer));
         let number = state.peers.len();
+        // A thread that has ended keeps its stack until its handle goes.
+        state.handlers.retain(|handler| !handler.is_finished());
         state.handlers.push(thread::spawn({
             let (shared, handler) = (Arc::clone(shared), Arc::clone(handler));
             move || {

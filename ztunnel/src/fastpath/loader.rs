@@ -19,7 +19,7 @@ use aya::programs::{CgroupAttachMode, RawTracePoint, SkMsg, SockOps};
 use aya::{Ebpf, EbpfLoader};
 use ztunnel_common::settings::LAYOUT_SYMBOL;
 use ztunnel_common::stats::SLOTS;
-use ztunnel_common::{Conn, Control, Own, Pod, maps};
+use ztunnel_common::{Conn, Control, Own, Pod, maps, question};
 
 use super::pair::Place;
 use super::status::Check;
@@ -71,7 +71,7 @@ pub(super) struct Kernel {
     pub(super) tags: Map<i32, u32>,
     pub(super) own: Map<i32, Own>,
     pub(super) conns: Map<u64, Conn>,
-    unread: Question,
+    question: Question,
     stats: Map<u32, u64>,
     /// What the self-test counted, which is nobody's traffic.
     baseline: Vec<u64>,
@@ -98,7 +98,18 @@ impl Kernel {
 
     /// Whether the application at the other end of a pair has redirected bytes to read.
     pub(super) fn has_unread(&self, place: Place) -> io::Result<bool> {
-        Ok(self.unread.ask([place.id, u64::from(place.side)])? != 0)
+        Ok(self.ask(place, question::UNREAD)? != 0)
+    }
+
+    /// Has nothing redirected to us any more. The position behind the last byte that was.
+    pub(super) fn close_gate(&self, place: Place) -> io::Result<u64> {
+        let low = u64::from(self.ask(place, question::CLOSE_GATE)?);
+        let high = u64::from(self.ask(place, question::CLOSED_AT_HIGH)?);
+        Ok(high << 32 | low)
+    }
+
+    fn ask(&self, place: Place, asked: u32) -> io::Result<u32> {
+        self.question.ask([place.id, u64::from(place.side), u64::from(asked)])
     }
 
     /// A counter since [`forget_counts`](Self::forget_counts).
@@ -148,7 +159,7 @@ pub(super) fn load(config: &Config, checks: &mut Vec<Check>) -> Result<Kernel, L
         tags: Map::new(map_fd(&object, maps::TAGS)?),
         own: Map::new(map_fd(&object, maps::OWN)?),
         conns: Map::new(map_fd(&object, maps::CONNS)?),
-        unread: Question::new(unread_question(&mut object)?),
+        question: Question::new(question_program(&mut object)?),
         stats: Map::new(map_fd(&object, maps::STATS)?),
         baseline: Vec::new(),
         cpus,
@@ -165,12 +176,12 @@ fn load_programs(object: &mut Ebpf) -> Result<(), LoadError> {
 }
 
 /// The program that ztunnel runs itself.
-fn unread_question(object: &mut Ebpf) -> Result<OwnedFd, LoadError> {
-    let failed = |error: aya::programs::ProgramError| LoadError::Kernel("unread", describe(&error));
-    let program = program::<RawTracePoint>(object, "ztunnel_unread")?;
+fn question_program(object: &mut Ebpf) -> Result<OwnedFd, LoadError> {
+    let failed = |error: aya::programs::ProgramError| LoadError::Kernel("ask", describe(&error));
+    let program = program::<RawTracePoint>(object, "ztunnel_ask")?;
     program.load().map_err(failed)?;
     let fd = program.fd().map_err(failed)?;
-    fd.as_fd().try_clone_to_owned().map_err(|error| LoadError::Kernel("unread", error.to_string()))
+    fd.as_fd().try_clone_to_owned().map_err(|error| LoadError::Kernel("ask", error.to_string()))
 }
 
 /// First the verdict, then the source of members: no member is ever without a verdict.

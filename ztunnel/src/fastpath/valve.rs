@@ -5,6 +5,10 @@
 //! then the application had bytes in two queues (`ztunnel_common::verdict::must_go_on` says why it must not). So ztunnel
 //! counts what it sent since the application was last seen with nothing to read, and asks before it sends more. A
 //! connection that asks and answers is counted and hardly ever asks.
+//!
+//! The same for the end. A socket whose connection is over in both directions leaves the sockmap, and the kernel frees what
+//! was redirected to it and not read. So ztunnel sends its FIN when the application has read everything, and when it has
+//! itself read everything that was redirected to it (`Conn::closing`): then nothing is left to lose, whoever ends first.
 
 use std::sync::Arc;
 
@@ -46,5 +50,18 @@ impl Valve {
         self.bytes += size;
         self.messages += 1;
         true
+    }
+
+    /// Whether the application has read everything that was redirected to it.
+    pub fn is_drained(&self) -> bool {
+        let kernel = self.fastpath.kernel.as_ref();
+        !kernel.is_some_and(|kernel| kernel.has_unread(self.place).unwrap_or(false))
+    }
+
+    /// Has nothing redirected to us any more, and says up to where our own reading must come before we may end our
+    /// direction.
+    pub fn close_gate(&self) -> u64 {
+        let kernel = self.fastpath.kernel.as_ref();
+        kernel.and_then(|kernel| kernel.close_gate(self.place).ok()).unwrap_or(0)
     }
 }

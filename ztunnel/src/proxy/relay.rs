@@ -11,6 +11,7 @@
 //! Buffers exist only while there is data: a direction that waits holds none. Memory is bounded by flow control on
 //! both sides: what the receiver does not take, the sender is not allowed to send.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
@@ -23,6 +24,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tracing::debug;
 use ztunnel_core::report::{CopyStage, H2Stage, Outcome};
 
 use crate::fastpath::Valve;
@@ -36,6 +38,9 @@ const LARGEST_WRITE: usize = 256 << 10;
 /// How long to wait for a receiver that has not read what the fast path gave it: at first, and at most.
 const VALVE_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_VALVE_PAUSE: Duration = Duration::from_millis(64);
+
+/// How long to wait for a message that was announced before we end our direction.
+const LONGEST_GATE_WAIT: Duration = Duration::from_secs(5);
 
 /// Counts the bytes of both directions while they flow.
 pub trait Meter {
@@ -184,6 +189,9 @@ fn poll_read(read: &mut Reader<'_>, cx: &mut Context<'_>) -> Poll<io::Result<Byt
         match result {
             Ok(count) => {
                 read.size.adapt(count);
+                let progress = read.progress;
+                progress.ended.set(count == 0);
+                progress.bytes.set(progress.bytes.get() + count as u64);
                 return Poll::Ready(Ok(buffer.freeze()));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -192,11 +200,19 @@ fn poll_read(read: &mut Reader<'_>, cx: &mut Context<'_>) -> Poll<io::Result<Byt
     }
 }
 
+/// How far a socket has been read.
+#[derive(Debug, Default)]
+struct Progress {
+    bytes: Cell<u64>,
+    ended: Cell<bool>,
+}
+
 /// The reading half of a socket.
 struct Reader<'a> {
     half: ReadHalf<'a>,
     reads: Reads,
     size: ReadSize,
+    progress: &'a Progress,
 }
 
 /// One of the two sockets of a relay, and how to treat it.
@@ -205,23 +221,25 @@ pub struct Side<'a> {
     socket: &'a mut TcpStream,
     reads: Reads,
     valve: Option<Valve>,
+    progress: Progress,
 }
 
 impl<'a> Side<'a> {
     /// A socket towards another node.
     pub fn plain(socket: &'a mut TcpStream) -> Self {
-        Self { socket, reads: Reads::ShortIsAll, valve: None }
+        Self { socket, reads: Reads::ShortIsAll, valve: None, progress: Progress::default() }
     }
 
     /// A socket towards an application of this node.
     pub fn application(socket: &'a mut TcpStream, reads: Reads, valve: Option<Valve>) -> Self {
-        Self { socket, reads, valve }
+        Self { socket, reads, valve, progress: Progress::default() }
     }
 
     fn split(&mut self) -> (Reader<'_>, Writer<'_>) {
         let (read, write) = self.socket.split();
-        let reader = Reader { half: read, reads: self.reads, size: ReadSize(SMALLEST_READ) };
-        (reader, Writer { half: write, valve: self.valve.take() })
+        let progress = &self.progress;
+        let reader = Reader { half: read, reads: self.reads, size: ReadSize(SMALLEST_READ), progress };
+        (reader, Writer { half: write, valve: self.valve.take(), progress })
     }
 }
 
@@ -229,6 +247,8 @@ impl<'a> Side<'a> {
 struct Writer<'a> {
     half: WriteHalf<'a>,
     valve: Option<Valve>,
+    /// Of the reading half of the same socket.
+    progress: &'a Progress,
 }
 
 impl Writer<'_> {
@@ -254,10 +274,32 @@ impl Writer<'_> {
 
     /// Sends FIN. A peer that is gone already needs none.
     async fn shut(&mut self) -> io::Result<()> {
+        if let Some(valve) = self.valve.take() {
+            wait_until(|| valve.is_drained()).await;
+            // Who has read the end of the other direction has read everything in it.
+            if !self.progress.ended.get() {
+                let position = valve.close_gate();
+                let progress = self.progress;
+                let is_read = wait_until(|| progress.ended.get() || progress.bytes.get() >= position);
+                // A redirect that the kernel announced and then failed would never be read.
+                if tokio::time::timeout(LONGEST_GATE_WAIT, is_read).await.is_err() {
+                    debug!("a redirected message never came");
+                }
+            }
+        }
         match self.half.shutdown().await {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
             result => result,
         }
+    }
+}
+
+/// Asks again and again, ever less often.
+async fn wait_until(mut holds: impl FnMut() -> bool) {
+    let mut pause = VALVE_PAUSE;
+    while !holds() {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_VALVE_PAUSE);
     }
 }
 

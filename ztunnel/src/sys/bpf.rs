@@ -38,7 +38,7 @@ struct RunAttr {
     padding: u32,
 }
 
-/// A raw tracepoint program that is attached to nothing: a question to the kernel, with two arguments.
+/// A raw tracepoint program that is attached to nothing: a question to the kernel, with three arguments.
 #[derive(Debug)]
 pub struct Question(OwnedFd);
 
@@ -52,14 +52,14 @@ impl Question {
     ///
     /// # Errors
     /// The kernel does not run programs on request.
-    pub fn ask(&self, arguments: [u64; 2]) -> io::Result<u32> {
+    pub fn ask(&self, arguments: [u64; 3]) -> io::Result<u32> {
         let mut attr = RunAttr {
             prog_fd: self.0.as_raw_fd().cast_unsigned(),
-            ctx_size_in: 16,
+            ctx_size_in: 24,
             ctx_in: arguments.as_ptr().addr() as u64,
             ..RunAttr::default()
         };
-        // SAFETY: `ctx_in` points to 16 bytes that outlive the call; the kernel writes `retval` only.
+        // SAFETY: `ctx_in` points to 24 bytes that outlive the call; the kernel writes `retval` only.
         let status =
             unsafe { libc::syscall(libc::SYS_bpf, PROG_TEST_RUN, &raw mut attr, size_of::<RunAttr>()) };
         if status == 0 { Ok(attr.retval) } else { Err(io::Error::last_os_error()) }

@@ -33,6 +33,7 @@ const TRIALS: &[Trial] = &[
     ("half_close", Level::Off, checks::half_close),
     ("bounded_unread", Level::Off, checks::bounded_unread),
     ("bounded_unread_small", Level::Off, checks::bounded_unread_small),
+    ("gate_closes", Level::Off, checks::gate_closes),
     ("one_queue_at_a_time", Level::Half, checks::one_queue_at_a_time),
     ("member_fionread", CAUTION, checks::member_fionread),
     ("redirected_fionread", Level::Half, checks::redirected_fionread),

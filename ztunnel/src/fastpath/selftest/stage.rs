@@ -87,6 +87,12 @@ impl<'a> Stage<'a> {
         self.kernel.has_unread(place).map_err(|error| error.to_string())
     }
 
+    /// Has nothing redirected to us any more; the position up to which something was.
+    pub(super) fn close_gate(&self, ends: &Ends) -> Result<u64, String> {
+        let place = pair::place(self.kernel, ends.ours.as_fd()).ok_or("not paired")?;
+        self.kernel.close_gate(place).map_err(|error| error.to_string())
+    }
+
     pub(super) fn path(&self, ends: &Ends) -> Path {
         pair::path(self.kernel, ends.ours.as_fd())
     }
