@@ -213,10 +213,7 @@ fn bind(sockets: &PodSockets) -> io::Result<PodListeners> {
     })
 }
 
-/// A namespace that cannot be entered any more will not come back; anything else may.
+/// Kept as pending and tried again: a descriptor keeps its namespace alive, so whatever it is may go away.
 fn start_error(error: &io::Error) -> StartError {
-    match error.raw_os_error() {
-        Some(libc::ENOENT | libc::EINVAL | libc::EBADF) => StartError::NamespaceGone,
-        _ => StartError::Failed(error.to_string()),
-    }
+    StartError::Failed(error.to_string())
 }
