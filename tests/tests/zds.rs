@@ -147,6 +147,29 @@ fn a_descriptor_that_is_no_namespace_fails_that_pod_alone() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
+fn a_pod_whose_ports_are_taken_is_pending_until_they_are_free_or_it_is_deleted() {
+    let (mesh, listener) = raw();
+    let node = mesh.node("n1");
+    let connection = accept(&listener);
+    let squatters = [mesh.pod("a").listen(15008).unwrap(), mesh.pod("b").listen(15001).unwrap()];
+    for name in ["a", "b"] {
+        let answer = add(&connection, &mesh.pod(name).enrolled());
+        assert!(answer.starts_with("failure to start proxy"), "{name}: {answer:?}");
+    }
+    assert_eq!(connection.ask(&wire::SNAPSHOT_SENT, &[]).unwrap(), "");
+    let not_ready = || node.get(15021, "/healthz/ready").unwrap();
+    assert_eq!(not_ready().status, 500, "ready with two pods pending");
+    assert_eq!(connection.ask(&wire::del("uid-b"), &[]).unwrap(), "");
+    assert_eq!(not_ready().status, 500, "ready with a pod pending");
+    drop(squatters);
+    // Tried again every five seconds.
+    node.wait_ready(SOON).unwrap();
+    assert!((started(node) - 1.0).abs() < 0.5, "a deleted pod was started");
+    mesh.stop().unwrap();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
 fn a_pod_whose_namespace_is_gone_harms_nobody() {
     let mesh = Mesh::builder().pod(PodSpec::mesh("a")).pod(PodSpec::mesh("b")).start().unwrap();
     let server = Server::echo(mesh.pod("b"), 8080).unwrap();

@@ -28,6 +28,7 @@ use tracing::debug;
 use ztunnel_core::report::{CopyStage, H2Stage, Outcome};
 
 use crate::fastpath::Valve;
+use crate::sys::timer;
 
 /// Sizes of one read: it grows when data fills it, and shrinks again when it does not.
 const SMALLEST_READ: usize = 4 << 10;
@@ -36,7 +37,7 @@ const LARGEST_READ: usize = 256 << 10;
 /// Size of one write: what is redirected in one piece must fit into the fast path's credit.
 const LARGEST_WRITE: usize = 256 << 10;
 /// How long to wait for a receiver that has not read what the fast path gave it: at first, and at most.
-const VALVE_PAUSE: Duration = Duration::from_millis(1);
+const VALVE_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_VALVE_PAUSE: Duration = Duration::from_millis(64);
 
 /// How long to wait for a message that was announced before we end our direction.
@@ -259,7 +260,7 @@ impl Writer<'_> {
         while !data.is_empty() {
             let part = &data[..data.len().min(LARGEST_WRITE)];
             if self.valve.as_mut().is_some_and(|valve| !valve.admits(part.len())) {
-                tokio::time::sleep(pause).await;
+                timer::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_VALVE_PAUSE);
                 continue;
             }
@@ -298,7 +299,7 @@ impl Writer<'_> {
 async fn wait_until(mut holds: impl FnMut() -> bool) {
     let mut pause = VALVE_PAUSE;
     while !holds() {
-        tokio::time::sleep(pause).await;
+        timer::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_VALVE_PAUSE);
     }
 }

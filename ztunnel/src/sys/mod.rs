@@ -4,7 +4,7 @@
 //! * [`sockopt`]: original destination, cookies, transparent sockets.
 //! * [`netns`]: run code inside another network namespace.
 //! * [`seqpacket`]: the node agent's socket, with file descriptors in flight.
-//! * [`memory`]: the allocator.
+//! * [`memory`]: the allocator. * [`timer`]: short sleeps.
 //! * [`bpf`]: what the fast path asks of the kernel beside `aya`.
 #![expect(
     unsafe_code,
@@ -16,3 +16,4 @@ pub mod memory;
 pub mod netns;
 pub mod seqpacket;
 pub mod sockopt;
+pub mod timer;
