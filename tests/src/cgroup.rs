@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::wait;
+use crate::{cleanup, wait};
 
 /// Where the v2 hierarchy is mounted. Hybrid hosts do not have it at `/sys/fs/cgroup`.
 ///
@@ -36,6 +36,7 @@ impl Cgroup {
     /// # Errors
     /// No permission.
     pub fn create(name: &str) -> Result<Self> {
+        cleanup::hold_while_stopping();
         let path = mount_point()?.join(name);
         fs::create_dir_all(&path).with_context(|| format!("make cgroup {}", path.display()))?;
         Ok(Self(path))

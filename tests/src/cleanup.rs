@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{LazyLock, Once};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::mount::{MntFlags, umount2};
 use parking_lot::Mutex;
 
-use crate::{cgroup, netns};
+use crate::{cgroup, netns, wait};
 
 /// Prefixes of this process that are in use.
 static IN_USE: LazyLock<Mutex<Vec<String>>> = LazyLock::new(Mutex::default);
@@ -26,13 +27,17 @@ static STOPPING: AtomicBool = AtomicBool::new(false);
 pub(crate) fn new_prefix() -> String {
     static SWEEP: Once = Once::new();
     SWEEP.call_once(sweep);
-    while STOPPING.load(Ordering::Acquire) {
-        // The process is about to end: nothing new may be made.
-        thread::park();
-    }
+    hold_while_stopping();
     let prefix = format!("zt{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     IN_USE.lock().push(prefix.clone());
     prefix
+}
+
+/// Never returns once the process is about to end: nothing new may be made then.
+pub(crate) fn hold_while_stopping() {
+    while STOPPING.load(Ordering::Acquire) {
+        thread::park();
+    }
 }
 
 /// The folder of a mesh's files.
@@ -113,9 +118,15 @@ fn wait_for_signal() {
     });
     STOPPING.store(true, Ordering::Release);
     let prefixes = IN_USE.lock().clone();
-    // A mesh that is being built may add something after the first round; it fails then, and adds no more.
-    for prefix in prefixes.iter().chain(&prefixes) {
-        drop(remove(prefix));
+    for prefix in &prefixes {
+        // A mesh that is being built may still add what it had begun to make.
+        let mut clean_rounds = 0;
+        let gone = || {
+            drop(remove(prefix));
+            clean_rounds = if leaks(prefix).is_empty() { clean_rounds + 1 } else { 0 };
+            clean_rounds > 2
+        };
+        drop(wait::until("everything to be removed", Duration::from_secs(5), gone));
     }
     std::process::exit(130);
 }

@@ -38,7 +38,7 @@ mod tests {
         let mut object = object();
         let mut programs: Vec<&String> = object.programs.keys().collect();
         programs.sort();
-        assert_eq!(programs, ["ztunnel_message", "ztunnel_pair"]);
+        assert_eq!(programs, ["ztunnel_ask", "ztunnel_message", "ztunnel_pair"]);
         let words = [1_u8; Layout::WORDS * 4];
         object.patch_map_data([(LAYOUT_SYMBOL, (&words[..], true))].into()).unwrap();
     }
