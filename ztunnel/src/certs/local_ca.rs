@@ -6,12 +6,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::geteuid;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
@@ -50,6 +51,7 @@ impl LocalCa {
     /// The directory cannot be written, or holds something that is not a root.
     pub fn open(directory: &Path) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        must_be_ours(directory)?;
         let lock = File::create(directory.join(".lock"))?;
         let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_file, error)| error)?;
         let (certificate_path, key_path) = (directory.join(ROOT_CERTIFICATE), directory.join(ROOT_KEY));
@@ -99,6 +101,18 @@ impl LocalCa {
     }
 }
 
+/// Whoever can write to the directory can be any workload, and could have planted the files that we are about to open.
+fn must_be_ours(directory: &Path) -> io::Result<()> {
+    let found = fs::symlink_metadata(directory)?;
+    let ours = found.is_dir() && found.uid() == geteuid().as_raw() && found.mode() & 0o022 == 0;
+    if ours {
+        return Ok(());
+    }
+    let text =
+        format!("{} must be a folder that only its owner, this user, can write to", directory.display());
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+}
+
 /// A fresh root, as PEM: certificate and key.
 fn make_root() -> Result<(String, String), rcgen::Error> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
@@ -117,4 +131,22 @@ fn make_root() -> Result<(String, String), rcgen::Error> {
 fn write_secret(path: &Path, text: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_refused() {
+        let directory = std::env::temp_dir().join(format!("ztunnel-open-ca-{}", std::process::id()));
+        LocalCa::open(&directory).unwrap();
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o777)).unwrap();
+        let error = LocalCa::open(&directory).unwrap_err();
+        fs::remove_dir_all(&directory).unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        assert!(error.to_string().contains("only its owner"), "{error}");
+    }
 }

@@ -4,6 +4,7 @@
 //! Lines go through a bounded queue to one writing thread, so that a slow reader of our output slows the node down
 //! rather than fill its memory. Source: data-plane contract, section 6.6.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
 use std::sync::OnceLock;
@@ -140,7 +141,7 @@ struct Fields {
 impl Fields {
     fn text(&self, metadata: &Metadata<'_>, now: &Timestamp) -> String {
         let target = metadata.target().trim_start_matches("ztunnel::");
-        let mut line = format!("{now}\t{}\t{target}\t{}\t", level(metadata), self.message.escape_debug());
+        let mut line = format!("{now}\t{}\t{target}\t{}\t", level(metadata), one_line(&self.message));
         for (index, (name, value)) in self.rest.iter().enumerate() {
             let space = if index == 0 { "" } else { " " };
             // Writing to a string cannot fail.
@@ -169,11 +170,14 @@ impl Visit for Fields {
         if field.name() == "message" {
             self.message = text;
         } else {
-            // Whatever a peer wrote must not look like two lines.
-            let safe = if text.contains(['\n', '\r', '\t']) { format!("{text:?}") } else { text };
-            self.rest.push((field.name(), safe));
+            self.rest.push((field.name(), one_line(&text).into_owned()));
         }
     }
+}
+
+/// Whatever a peer wrote must not look like two lines, nor like two columns.
+fn one_line(text: &str) -> Cow<'_, str> {
+    if text.contains(char::is_control) { format!("{text:?}").into() } else { text.into() }
 }
 
 fn level(metadata: &Metadata<'_>) -> &'static str {
@@ -183,5 +187,16 @@ fn level(metadata: &Metadata<'_>) -> &'static str {
         Level::INFO => "info",
         Level::WARN => "warn",
         Level::ERROR => "error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_line;
+
+    #[test]
+    fn a_text_with_control_characters_stays_in_its_line_and_column() {
+        assert_eq!(one_line("a pod's proxy"), "a pod's proxy");
+        assert_eq!(one_line("a\nb\tc\u{1b}[2J"), r#""a\nb\tc\u{1b}[2J""#);
     }
 }
