@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Builds the eBPF object, `target/bpf/ztunnel-ebpf.o`, with whichever toolchain this machine can have.
 //!
-//! Two worlds: rustup's nightly with `rust-src` (the usual one), or Debian's rustc with its source package
-//! and LLVM, where rustup cannot add a component. Either needs `bpf-linker`, which is built once and kept
-//! under `target/tools`. What is missing is installed, after saying so.
+//! Two worlds: a rustup nightly with `rust-src` (the usual one), or Debian's rustc with its source package
+//! and LLVM, where rustup cannot add a toolchain. Either needs a `bpf-linker` with the LLVM of its rustc, which is
+//! built once and kept under `target/tools`. What is missing is installed, after saying so; a world that turns out
+//! not to work here gives way to the other.
 
 use std::fs;
+use std::ops::RangeInclusive;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -16,8 +19,12 @@ use crate::host;
 const OBJECT: &str = "target/bpf/ztunnel-ebpf.o";
 const TARGET: &str = "bpfel-unknown-none";
 const BPF_LINKER: &str = "0.13.0";
-/// The LLVM that Debian's rustc is built with, and that the linker has to match.
-const DEBIAN_LLVM: &str = "22";
+/// What this linker can be built with.
+const LINKER_LLVM: RangeInclusive<u32> = 21..=23;
+/// A fixed day, so that everybody's object comes from the same compiler, and nobody's own nightly is changed.
+const NIGHTLY: &str = "nightly-2026-10-29";
+/// The LLVM that Debian's rustc is built with.
+const DEBIAN_LLVM: u32 = 22;
 const DEBIAN_PACKAGES: &[&str] = &[
     "rustc-web",
     "cargo-web",
@@ -32,10 +39,17 @@ const DEBIAN_PACKAGES: &[&str] = &[
 
 /// Who compiles `core` and the programs.
 enum Toolchain {
-    /// rustup's nightly; the linker brings a matching LLVM of its own.
-    Nightly,
+    /// A rustup toolchain; the linker shares the LLVM in its folder.
+    Nightly(Nightly),
     /// `/usr/bin/rustc`, allowed to use unstable features.
     Debian,
+}
+
+/// A rustup toolchain that has the sources of `core`.
+struct Nightly {
+    name: &'static str,
+    sysroot: PathBuf,
+    llvm: u32,
 }
 
 /// Builds the object; the next `cargo build` embeds it.
@@ -43,10 +57,9 @@ enum Toolchain {
 /// # Errors
 /// If no toolchain can be had; the error names what to install.
 pub(crate) fn build() -> Result<()> {
-    let toolchain = toolchain()?;
-    let tools = linker(&toolchain)?;
+    let (toolchain, tools) = toolchain()?;
     println!("eBPF: building the programs ({})", toolchain.name());
-    let out = host::root().join("target/bpf/build");
+    let out = host::root().join("target/bpf").join(toolchain.folder());
     let mut cargo = toolchain.cargo();
     cargo
         .args(["build", "--release", "--quiet", "--target", TARGET, "-Zbuild-std=core"])
@@ -68,17 +81,25 @@ pub(crate) fn build() -> Result<()> {
 impl Toolchain {
     fn name(&self) -> &'static str {
         match self {
-            Self::Nightly => "rustup nightly",
+            Self::Nightly(nightly) => nightly.name,
             Self::Debian => "Debian's rustc",
+        }
+    }
+
+    /// Where its results are kept, apart from those of the other.
+    fn folder(&self) -> &'static str {
+        match self {
+            Self::Nightly(_) => "nightly",
+            Self::Debian => "debian",
         }
     }
 
     /// A cargo of this toolchain, free of what the calling cargo put into the environment.
     fn cargo(&self) -> Command {
         let mut command = match self {
-            Self::Nightly => {
+            Self::Nightly(nightly) => {
                 let mut command = Command::new("rustup");
-                command.args(["run", "nightly", "cargo"]);
+                command.args(["run", nightly.name, "cargo"]).env_remove("RUSTC");
                 command
             }
             Self::Debian => {
@@ -90,41 +111,60 @@ impl Toolchain {
         for inherited in ["RUSTUP_TOOLCHAIN", "CARGO", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"] {
             command.env_remove(inherited);
         }
-        if matches!(self, Self::Nightly) {
-            command.env_remove("RUSTC");
-        }
         command
     }
 }
 
-/// What is there comes before what could be installed.
-fn toolchain() -> Result<Toolchain> {
-    if nightly_has_source() {
-        return Ok(Toolchain::Nightly);
-    }
-    if debian_is_complete() {
-        return Ok(Toolchain::Debian);
-    }
-    if host::on_path("rustup") {
-        println!("eBPF: adding rustup's nightly with rust-src");
+/// A toolchain and the folder of its linker. What is there comes before what could be installed.
+fn toolchain() -> Result<(Toolchain, PathBuf)> {
+    let mut nightly = nightly();
+    if nightly.is_none() && !debian_is_complete() && host::on_path("rustup") {
+        println!("eBPF: adding rustup's {NIGHTLY} with rust-src");
         let mut add = Command::new("rustup");
-        add.args(["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"]);
-        if succeeds(&mut add) && nightly_has_source() {
-            return Ok(Toolchain::Nightly);
+        add.args(["toolchain", "install", NIGHTLY, "--profile", "minimal", "--component", "rust-src"]);
+        if succeeds(&mut add) {
+            nightly = self::nightly();
         }
-        println!("eBPF: rustup could not add it here; trying Debian's packages");
+        if nightly.is_none() {
+            println!("eBPF: rustup could not add it here; trying Debian's packages");
+        }
     }
-    install_debian()?;
-    Ok(Toolchain::Debian)
+    if let Some(nightly) = nightly {
+        let nightly = Toolchain::Nightly(nightly);
+        match linker(&nightly) {
+            Ok(tools) => return Ok((nightly, tools)),
+            Err(error) => {
+                println!("eBPF: no linker for {}: {error:#}; trying Debian's packages", nightly.name())
+            }
+        }
+    }
+    if !debian_is_complete() {
+        install_debian()?;
+    }
+    let tools = linker(&Toolchain::Debian)?;
+    Ok((Toolchain::Debian, tools))
 }
 
-fn nightly_has_source() -> bool {
-    let sysroot = Command::new("rustup")
-        .args(["run", "nightly", "rustc", "--print", "sysroot"])
-        .stderr(Stdio::null())
-        .output();
-    let Ok(sysroot) = sysroot else { return false };
-    sysroot.status.success() && has_core_source(Path::new(String::from_utf8_lossy(&sysroot.stdout).trim()))
+/// The first rustup toolchain that can compile `core`, and whose LLVM the linker knows.
+fn nightly() -> Option<Nightly> {
+    [NIGHTLY, "nightly"].into_iter().find_map(|name| {
+        let ask = |args: &[&str]| {
+            let mut rustc = Command::new("rustup");
+            // Ask only: a toolchain that is not there must not be fetched by the question.
+            rustc.args(["run", name, "rustc"]).args(args).env("RUSTUP_AUTO_INSTALL", "0");
+            let output = rustc.stderr(Stdio::null()).output().ok()?;
+            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        };
+        let sysroot = PathBuf::from(ask(&["--print", "sysroot"])?);
+        let llvm = llvm_major(&ask(&["-vV"])?)?;
+        let usable = has_core_source(&sysroot) && LINKER_LLVM.contains(&llvm);
+        usable.then_some(Nightly { name, sysroot, llvm })
+    })
+}
+
+/// From what `rustc -vV` says.
+fn llvm_major(version: &str) -> Option<u32> {
+    version.lines().find_map(|line| line.strip_prefix("LLVM version: ")?.split('.').next()?.parse().ok())
 }
 
 fn debian_is_complete() -> bool {
@@ -142,9 +182,7 @@ fn has_core_source(sysroot: &Path) -> bool {
 /// An older `/usr/bin/rustc` (Debian has several packages) speaks another LLVM than the linker.
 fn debian_llvm_matches() -> bool {
     let version = Command::new("/usr/bin/rustc").arg("-vV").output();
-    version.is_ok_and(|version| {
-        String::from_utf8_lossy(&version.stdout).contains(&format!("LLVM version: {DEBIAN_LLVM}."))
-    })
+    version.is_ok_and(|version| llvm_major(&String::from_utf8_lossy(&version.stdout)) == Some(DEBIAN_LLVM))
 }
 
 fn llvm_prefix() -> PathBuf {
@@ -154,7 +192,7 @@ fn llvm_prefix() -> PathBuf {
 fn install_debian() -> Result<()> {
     let packages = DEBIAN_PACKAGES.join(" ");
     let advice = format!(
-        "run `rustup toolchain install nightly --component rust-src`, or as root `apt-get install {packages}`"
+        "run `rustup toolchain install {NIGHTLY} --component rust-src`, or as root `apt-get install {packages}`"
     );
     if !host::is_root() || !host::on_path("apt-get") {
         bail!("no toolchain for eBPF here: {advice}");
@@ -186,28 +224,51 @@ fn apt() -> Command {
 
 /// The folder of a `bpf-linker` for this toolchain; built on first use.
 fn linker(toolchain: &Toolchain) -> Result<PathBuf> {
-    let root = match toolchain {
-        Toolchain::Nightly => host::root().join("target/tools/nightly"),
-        Toolchain::Debian => host::root().join("target/tools/debian"),
-    };
+    let root = host::root().join("target/tools").join(toolchain.folder());
     let bin = root.join("bin");
-    if bin.join("bpf-linker").exists() {
+    // One that was built for a compiler that has changed since does not start.
+    if succeeds(
+        Command::new(bin.join("bpf-linker")).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()),
+    ) {
         return Ok(bin);
     }
-    println!("eBPF: building bpf-linker {BPF_LINKER} into target/tools (once, about two minutes)");
+    println!("eBPF: building bpf-linker {BPF_LINKER} into target/tools (once, about a minute)");
+    let (llvm, prefix) = match toolchain {
+        Toolchain::Nightly(nightly) => (nightly.llvm, shared_llvm(&nightly.sysroot, &root.join("llvm"))?),
+        Toolchain::Debian => (DEBIAN_LLVM, llvm_prefix()),
+    };
     let mut install = host::cargo();
     install
-        .args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--quiet", "--root"])
+        .args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--quiet", "--force", "--root"])
         .arg(&root)
+        .args(["--no-default-features", "--features"])
+        .arg(format!("llvm-{llvm}"))
+        .env("LLVM_PREFIX", prefix)
         .env("CARGO_TARGET_DIR", host::root().join("target/tools/build"));
-    if matches!(toolchain, Toolchain::Debian) {
-        install
-            .args(["--no-default-features", "--features"])
-            .arg(format!("llvm-{DEBIAN_LLVM}"))
-            .env("LLVM_PREFIX", llvm_prefix());
-    }
     run(&mut install)?;
     Ok(bin)
+}
+
+/// Makes `prefix` a place where the linker finds the LLVM that rustc itself uses. rustc's copy has a name of its own,
+/// and what is linked against it remembers that name and this place.
+fn shared_llvm(sysroot: &Path, prefix: &Path) -> Result<PathBuf> {
+    let lib = prefix.join("lib");
+    let context = || format!("prepare {}", lib.display());
+    if lib.exists() {
+        fs::remove_dir_all(&lib).with_context(context)?;
+    }
+    fs::create_dir_all(&lib).with_context(context)?;
+    let theirs = sysroot.join("lib");
+    for entry in fs::read_dir(&theirs).with_context(|| format!("read {}", theirs.display()))? {
+        let name = entry?.file_name();
+        let Some(text) = name.to_str() else { continue };
+        if text.starts_with("libLLVM.so.") {
+            symlink(theirs.join(&name), lib.join(&name)).with_context(context)?;
+            symlink(theirs.join(&name), lib.join("libLLVM.so")).with_context(context)?;
+            return Ok(prefix.to_owned());
+        }
+    }
+    bail!("{} has no libLLVM.so.*", theirs.display())
 }
 
 fn with_path(first: &Path) -> Result<std::ffi::OsString> {
@@ -228,4 +289,14 @@ fn run(command: &mut Command) -> Result<()> {
     }
     let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
     bail!("`{name} {}`: {status}", args.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_llvm_of_a_compiler_is_read_from_its_version() {
+        let version = "rustc 1.101.0-nightly (92b5b8c87 2026-10-29)\nhost: x86_64\nLLVM version: 23.1.4\n";
+        assert_eq!(super::llvm_major(version), Some(23));
+        assert_eq!(super::llvm_major("rustc 1.95.0"), None);
+    }
 }
