@@ -3,10 +3,11 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{ebpf, host, step};
 
@@ -18,9 +19,50 @@ pub(crate) fn demo(args: &[OsString]) -> Result<()> {
     become_program("demo", args)
 }
 
-/// Builds, then runs the comparison.
+/// Builds, then runs the comparison; `--against REV` adds the ztunnel of another revision.
 pub(crate) fn bench(args: &[OsString]) -> Result<()> {
-    become_program("bench", args)
+    let mut passed = Vec::new();
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        if arg == "--against" {
+            let revision = args.next().and_then(|revision| revision.to_str());
+            let revision = revision.context("--against wants a revision, such as HEAD~1")?;
+            let program = build_revision(revision)?;
+            passed.push("--program".into());
+            passed.push(format!("{revision}={}", program.display()).into());
+        } else {
+            passed.push(arg.clone());
+        }
+    }
+    become_program("bench", &passed)
+}
+
+/// The ztunnel of another revision, built in a folder of its own under `target/`.
+fn build_revision(revision: &str) -> Result<PathBuf> {
+    let git = |args: &[&str]| -> Result<String> {
+        let output = Command::new("git").args(args).current_dir(host::root()).output().context("git")?;
+        if !output.status.success() {
+            bail!("`git {}`: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let commit = git(&["rev-parse", "--verify", &format!("{revision}^{{commit}}")])?;
+    let folder = host::target().join("against").join(&commit);
+    let program = folder.join("target/release/ztunnel");
+    if program.is_file() {
+        return Ok(program);
+    }
+    println!("building the ztunnel of {revision} ({})", commit.get(..12).unwrap_or(&commit));
+    if !folder.is_dir() {
+        git(&["worktree", "prune"])?;
+        git(&["worktree", "add", "--detach", &folder.to_string_lossy(), &commit])?;
+    }
+    for args in [&["xtask", "build-ebpf"][..], &["build", "--release", "-p", "ztunnel"]] {
+        let mut build = host::cargo();
+        build.args(args).current_dir(&folder).env_remove("CARGO_TARGET_DIR");
+        step::run(&mut build, BUILD_LIMIT).1.with_context(|| format!("{revision} cannot be built"))?;
+    }
+    Ok(program)
 }
 
 /// Everything a measured run needs: the eBPF object if it can be had, and release builds.

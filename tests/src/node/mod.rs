@@ -52,6 +52,7 @@ pub struct Node {
 struct Settings {
     mode: Mode,
     environment: BTreeMap<String, String>,
+    program: Option<PathBuf>,
     starts: u32,
 }
 
@@ -95,7 +96,7 @@ impl Node {
         ))?;
         let folder = crate::cleanup::folder(prefix);
         let agent = Agent::start(&folder.join(format!("{name}.zds")))?;
-        let settings = Mutex::new(Settings { mode: Mode::Off, environment, starts: 0 });
+        let settings = Mutex::new(Settings { mode: Mode::Off, environment, program: None, starts: 0 });
         Ok(Self {
             name: name.to_owned(),
             netns,
@@ -148,6 +149,11 @@ impl Node {
         self.settings.lock().environment.insert(name.to_owned(), value.to_owned());
     }
 
+    /// Another ztunnel than [`crate::ztunnel_binary`] from the next start on.
+    pub fn set_program(&self, program: Option<PathBuf>) {
+        self.settings.lock().program = program;
+    }
+
     /// Takes a variable out of the environment from the next start on.
     pub fn unset_env(&self, name: &str) {
         self.settings.lock().environment.remove(name);
@@ -195,7 +201,8 @@ impl Node {
         let mut settings = self.settings.lock();
         settings.starts += 1;
         let files = self.folder.join(format!("{}.{}", self.name, settings.starts));
-        let mut launch = Launch::new(netns, Some(&self.cgroup), &crate::ztunnel_binary()?.to_string_lossy())
+        let program = settings.program.clone().map_or_else(crate::ztunnel_binary, Ok)?;
+        let mut launch = Launch::new(netns, Some(&self.cgroup), &program.to_string_lossy())
             .args(["proxy", "ztunnel"])
             .clean_env()
             .current_dir(&self.folder)

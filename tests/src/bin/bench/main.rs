@@ -29,7 +29,7 @@ mod summary;
 mod table;
 mod world;
 
-use plan::{Arm, Case, Load, Size};
+use plan::{Arm, Case, Change, Load, Size};
 use record::{Method, Record, Sample};
 use world::World;
 
@@ -49,12 +49,21 @@ struct Cli {
     /// Seconds measured per case
     #[arg(long)]
     secs: Option<f64>,
+    /// The loads of docs/performance.md's comparison with upstream's ztunnel
+    #[arg(long, conflicts_with_all = ["quick", "smoke"])]
+    reference: bool,
     /// Only these arms, such as direct,iptables,full
     #[arg(long, value_delimiter = ',')]
     arms: Vec<String>,
     /// Only cases whose name contains this, such as rr-64 or cross
     #[arg(long)]
     case: Option<String>,
+    /// Every arm with another ztunnel as well, NAME=PATH; `cargo xtask bench --against REV` builds one
+    #[arg(long, value_parser = plan::parse_program)]
+    program: Vec<(String, Change)>,
+    /// Every arm with other settings as well, NAME:VARIABLE=VALUE,…
+    #[arg(long, value_parser = plan::parse_settings)]
+    setting: Vec<(String, Change)>,
     /// Sockets of client and server: nonblocking (event-driven programs) or blocking (a thread each)
     #[arg(long, default_value = "nonblocking", value_parser = ["nonblocking", "blocking"])]
     io: String,
@@ -106,13 +115,13 @@ fn default_folder() -> PathBuf {
 }
 
 fn planned(cli: &Cli) -> Result<Record> {
-    let (size, rounds, secs, warmup) = match (cli.smoke, cli.quick) {
-        (true, _) => (Size::Smoke, 1, 0.3, 0.1),
-        (_, true) => (Size::Quick, 3, 1.0, 0.3),
+    let (size, rounds, secs, warmup) = match cli {
+        Cli { smoke: true, .. } => (Size::Smoke, 1, 0.3, 0.1),
+        Cli { quick: true, .. } => (Size::Quick, 3, 1.0, 0.3),
+        Cli { reference: true, .. } => (Size::Reference, 5, 1.5, 0.3),
         _ => (Size::Full, 5, 1.5, 0.3),
     };
-    let arms: Vec<Arm> =
-        plan::arms().into_iter().filter(|arm| cli.arms.is_empty() || cli.arms.contains(&arm.id)).collect();
+    let arms = chosen_arms(cli);
     let wanted = |case: &Case| cli.case.as_ref().is_none_or(|part| case.id().contains(part));
     let cases: Vec<Case> = plan::cases(size).into_iter().filter(wanted).collect();
     if arms.is_empty() || cases.is_empty() {
@@ -138,6 +147,19 @@ fn planned(cli: &Cli) -> Result<Record> {
     })
 }
 
+/// The arms of the command line, each followed by its variants.
+fn chosen_arms(cli: &Cli) -> Vec<Arm> {
+    let changes: Vec<_> = cli.program.iter().chain(&cli.setting).collect();
+    let mut chosen = Vec::new();
+    for arm in plan::arms().into_iter().filter(|arm| cli.arms.is_empty() || cli.arms.contains(&arm.id)) {
+        let changes = changes.iter().filter(|_| arm.id != "direct");
+        let variants: Vec<Arm> = changes.map(|(name, change)| arm.variant(name, change)).collect();
+        chosen.push(arm);
+        chosen.extend(variants);
+    }
+    chosen
+}
+
 fn announce(record: &Record) {
     let method = &record.method;
     let each = method.secs + method.warmup + 0.3;
@@ -158,13 +180,13 @@ fn measure(record: &mut Record, folder: &Path) -> Result<()> {
     let mut world = World::start(&record.method)?;
     for round in 0..record.method.rounds {
         for turn in 0..record.arms.len() {
-            let arm = record.arms[(turn + round) % record.arms.len()].id.clone();
+            let arm = record.arms[(turn + round) % record.arms.len()].clone();
             world.switch(&arm)?;
-            if round == 0 && arm != "direct" {
-                record.notes.push(format!("{arm}: mode in force was {}", world.mode()));
+            if round == 0 && arm.id != "direct" {
+                record.notes.push(format!("{}: mode in force was {}", arm.id, world.mode()));
             }
             for case in record.cases.clone() {
-                if case.load == Load::Idle && (round > 0 || arm == "direct") {
+                if case.load == Load::Idle && (round > 0 || arm.id == "direct") {
                     continue;
                 }
                 let sample = world.sample(&case, round)?;

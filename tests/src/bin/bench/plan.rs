@@ -1,20 +1,102 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is compared (arms) and under which loads (cases).
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use ztunnel_tests::Mode;
 
 /// One way to carry the same bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Arm {
     pub(crate) id: String,
     /// One sentence for the reader of the report.
     pub(crate) what: String,
+    /// The arm that this one is a variant of: another program, or other settings. Empty for those of [`arms`].
+    pub(crate) of: String,
+    /// Another ztunnel than the one built with this program.
+    pub(crate) program: Option<PathBuf>,
+    /// Settings beside those of the arm.
+    pub(crate) environment: Vec<(String, String)>,
 }
+
+impl Arm {
+    /// The arm of [`arms`] that this one is, or is a variant of.
+    pub(crate) fn base(&self) -> &str {
+        if self.of.is_empty() { &self.id } else { &self.of }
+    }
+
+    /// Its name in the style sheet of the report.
+    pub(crate) fn class(&self) -> String {
+        self.id.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-")
+    }
+
+    /// The arm that this one is judged against.
+    pub(crate) fn baseline(&self) -> &str {
+        if self.of.is_empty() { BASELINE } else { &self.of }
+    }
+
+    /// This arm with another program or other settings.
+    pub(crate) fn variant(&self, name: &str, change: &Change) -> Self {
+        let (mark, program, environment) = match change {
+            Change::Program(path) => ('@', Some(path.clone()), Vec::new()),
+            Change::Settings(settings) => ('+', None, settings.clone()),
+        };
+        Self {
+            id: format!("{}{mark}{name}", self.id),
+            what: format!("{} with {change}", self.id),
+            of: self.id.clone(),
+            program,
+            environment,
+        }
+    }
+}
+
+/// What is different about a variant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change {
+    Program(PathBuf),
+    Settings(Vec<(String, String)>),
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Program(_) => write!(f, "the ztunnel of another revision"),
+            Self::Settings(settings) => {
+                let settings: Vec<String> =
+                    settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
+                f.write_str(&settings.join(" "))
+            }
+        }
+    }
+}
+
+/// `NAME=PATH` or `NAME:VARIABLE=VALUE,…` of the command line.
+pub(crate) fn parse_program(text: &str) -> Result<(String, Change), String> {
+    let (name, path) = text.split_once('=').ok_or("expected NAME=PATH")?;
+    Ok((name.to_owned(), Change::Program(path.into())))
+}
+
+/// See [`parse_program`].
+pub(crate) fn parse_settings(text: &str) -> Result<(String, Change), String> {
+    let wrong = "expected NAME:VARIABLE=VALUE,…";
+    let (name, settings) = text.split_once(':').ok_or(wrong)?;
+    let pair = |setting: &str| {
+        let (variable, value) = setting.split_once('=').ok_or(wrong)?;
+        Ok((variable.to_owned(), value.to_owned()))
+    };
+    let settings = settings.split(',').map(pair).collect::<Result<_, &str>>()?;
+    Ok((name.to_owned(), Change::Settings(settings)))
+}
+
+/// The arm that all others of the mesh are judged against.
+pub(crate) const BASELINE: &str = "iptables";
 
 /// All arms, the baseline of each comparison first.
 pub(crate) fn arms() -> Vec<Arm> {
-    let arm = |id: &str, what: &str| Arm { id: id.to_owned(), what: what.to_owned() };
+    let arm = |id: &str, what: &str| Arm { id: id.to_owned(), what: what.to_owned(), ..Arm::default() };
     vec![
         arm("direct", "pod to pod, no mesh: no encryption, no identity, no policy"),
         arm("iptables", "HBONE mTLS, fast path never loaded (EBPF_FASTPATH=off)"),
@@ -222,6 +304,8 @@ impl Figure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Size {
     Full,
+    /// The loads that upstream's ztunnel was measured in.
+    Reference,
     Quick,
     Smoke,
 }
@@ -234,6 +318,7 @@ pub(crate) fn cases(size: Size) -> Vec<Case> {
         (Load::Rr, 64, 64),
         (Load::Rr, 1, 1024),
         (Load::Rr, 16, 1024),
+        (Load::Rr, 32, 1024),
         (Load::Rr, 64, 1024),
         (Load::Rr, 1, 16384),
         (Load::Rr, 16, 16384),
@@ -243,7 +328,17 @@ pub(crate) fn cases(size: Size) -> Vec<Case> {
         (Load::Crr, 16, 64),
         (Load::Bulk, 1, 0),
         (Load::Bulk, 8, 0),
-        (Load::Idle, 1000, 64),
+        (Load::Idle, 2000, 64),
+    ];
+    let reference: &[(Load, usize, usize)] = &[
+        (Load::Rr, 1, 64),
+        (Load::Rr, 1, 1024),
+        (Load::Rr, 32, 1024),
+        (Load::Bulk, 1, 0),
+        (Load::Bulk, 8, 0),
+        (Load::Crr, 1, 64),
+        (Load::Crr, 16, 64),
+        (Load::Idle, 2000, 64),
     ];
     let quick: &[(Load, usize, usize)] =
         &[(Load::Rr, 1, 64), (Load::Rr, 16, 1024), (Load::Crr, 16, 64), (Load::Bulk, 1, 0)];
@@ -251,6 +346,7 @@ pub(crate) fn cases(size: Size) -> Vec<Case> {
         &[(Load::Rr, 4, 1024), (Load::Crr, 2, 64), (Load::Bulk, 1, 0), (Load::Idle, 10, 64)];
     let chosen = match size {
         Size::Full => full,
+        Size::Reference => reference,
         Size::Quick => quick,
         Size::Smoke => smoke,
     };
@@ -266,11 +362,22 @@ mod tests {
 
     #[test]
     fn every_case_has_a_name_of_its_own() {
-        for size in [Size::Full, Size::Quick, Size::Smoke] {
+        for size in [Size::Full, Size::Reference, Size::Quick, Size::Smoke] {
             let cases = cases(size);
             let names: BTreeSet<String> = cases.iter().map(Case::id).collect();
             assert_eq!(names.len(), cases.len());
         }
+    }
+
+    #[test]
+    fn variants_are_read_and_judged_against_what_they_vary() {
+        let (name, change) = parse_settings("one:ZTUNNEL_WORKER_THREADS=1,RUST_LOG=warn").unwrap();
+        let arm = arms()[1].variant(&name, &change);
+        assert_eq!((arm.id.as_str(), arm.base(), arm.baseline()), ("iptables+one", "iptables", "iptables"));
+        assert_eq!(arm.environment.len(), 2);
+        let (name, change) = parse_program("old=target/old/ztunnel").unwrap();
+        assert_eq!(arms()[4].variant(&name, &change).id, "full@old");
+        assert!(parse_settings("one:two").is_err() && parse_program("three").is_err());
     }
 
     #[test]

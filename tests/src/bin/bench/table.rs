@@ -7,9 +7,6 @@ use crate::plan::{Figure, Place};
 use crate::record::Record;
 use crate::summary::Verdict;
 
-/// The arm that all others of the mesh are judged against.
-pub(crate) const BASELINE: &str = "iptables";
-
 /// A number with three or four digits that matter.
 pub(crate) fn number(value: f64) -> String {
     let plain = match value.abs() {
@@ -58,7 +55,7 @@ pub(crate) fn render(record: &Record) -> String {
                     .ratio(&arm.id, "direct", case, figure)
                     .filter(|_| arm.id != "direct")
                     .map_or_else(|| "      ".to_owned(), |ratio| format!("{ratio:>5.2}x"));
-                let mark = match record.verdict(&arm.id, BASELINE, case, figure) {
+                let mark = match record.verdict(&arm.id, arm.baseline(), case, figure) {
                     Some(Verdict::Better) if arm.id != "direct" => "+",
                     Some(Verdict::Worse) if arm.id != "direct" => "-",
                     _ => " ",
@@ -68,7 +65,7 @@ pub(crate) fn render(record: &Record) -> String {
             out.push('\n');
         }
     }
-    out.push_str("\nMedian of the rounds; `x` is the ratio to direct; `+` better and `-` worse than iptables, in every round and by over 2 %.\n");
+    out.push_str("\nMedian of the rounds; `x` is the ratio to direct; `+` better and `-` worse than iptables (a variant: than what it varies), in every round and by over 2 %.\n");
     out.push_str(&costs(record));
     out
 }

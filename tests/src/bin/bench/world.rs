@@ -13,7 +13,7 @@ use ztunnel_tests::{Mesh, Mode, Pod, PodSpec};
 
 use crate::machine;
 use crate::outcome::Outcome;
-use crate::plan::{Case, Load, Place, settings};
+use crate::plan::{Arm, Case, Load, Place, settings};
 use crate::record::{Fastpath, Method, Sample};
 
 /// The first port of the servers.
@@ -24,7 +24,7 @@ pub(crate) struct World {
     mesh: Mesh,
     method: Method,
     servers: Vec<Child>,
-    arm: String,
+    arm: Arm,
 }
 
 /// What the proxies had used up at a moment.
@@ -48,7 +48,7 @@ impl World {
             .pod(PodSpec::plain("bare-far").on("n2"))
             .start()
             .context("bring up two nodes")?;
-        let mut world = Self { mesh, method: method.clone(), servers: Vec::new(), arm: String::new() };
+        let mut world = Self { mesh, method: method.clone(), servers: Vec::new(), arm: Arm::default() };
         for name in ["near", "far", "bare-near", "bare-far"] {
             let server = world.serve(name).with_context(|| format!("server in pod {name}"))?;
             world.servers.push(server);
@@ -84,12 +84,17 @@ impl World {
     }
 
     /// Fresh ztunnels with the settings of this arm.
-    pub(crate) fn switch(&mut self, arm: &str) -> Result<()> {
-        let (mode, full) = settings(arm);
+    pub(crate) fn switch(&mut self, arm: &Arm) -> Result<()> {
+        let (mode, full) = settings(arm.base());
         self.mesh.set_mode(mode);
         self.mesh.set_env("EBPF_FULL_WORKLOADS", full);
-        self.mesh.restart().with_context(|| format!("restart ztunnel for {arm}"))?;
-        if arm == "loaded-off" {
+        for node in self.mesh.nodes() {
+            self.arm.environment.iter().for_each(|(name, _)| node.unset_env(name));
+            arm.environment.iter().for_each(|(name, value)| node.set_env(name, value));
+            node.set_program(arm.program.clone());
+        }
+        self.mesh.restart().with_context(|| format!("restart ztunnel for {}", arm.id))?;
+        if arm.base() == "loaded-off" {
             for node in self.mesh.nodes() {
                 let answer = node.post(15000, "/accel?state=off")?;
                 if answer.status != 200 {
@@ -97,13 +102,13 @@ impl World {
                 }
             }
         }
-        arm.clone_into(&mut self.arm);
+        self.arm = arm.clone();
         Ok(())
     }
 
     /// Runs a case once.
     pub(crate) fn sample(&self, case: &Case, round: usize) -> Result<Sample> {
-        let bare = if self.arm == "direct" { "bare-" } else { "" };
+        let bare = if self.arm.base() == "direct" { "bare-" } else { "" };
         let server = match case.place {
             Place::SameNode => "near",
             Place::CrossNode => "far",
@@ -136,9 +141,9 @@ impl World {
             error_texts: vec![String::from_utf8_lossy(&rest.stderr).trim().to_owned()],
             ..Outcome::default()
         });
-        let meshed = self.arm != "direct";
+        let meshed = self.arm.base() != "direct";
         Ok(Sample {
-            arm: self.arm.clone(),
+            arm: self.arm.id.clone(),
             case: case.id(),
             round,
             outcome,
@@ -146,7 +151,7 @@ impl World {
             cpu_ztunnel: after.ztunnel - before.ztunnel,
             rss_before: if meshed { rss_before } else { 0 },
             rss_after: if meshed { rss_after } else { 0 },
-            fastpath: (meshed && self.arm != "iptables").then(|| self.growth(&before, after)),
+            fastpath: (meshed && self.arm.base() != "iptables").then(|| self.growth(&before, after)),
         })
     }
 
@@ -171,7 +176,7 @@ impl World {
         };
         for node in self.mesh.nodes() {
             reading.ztunnel += node.cpu_time().map_or(0.0, |time| time.as_secs_f64());
-            if self.arm == "direct" || self.arm == "iptables" {
+            if matches!(self.arm.base(), "direct" | "iptables") {
                 continue;
             }
             let Ok(status) = node.status() else { continue };

@@ -4,10 +4,10 @@
 use std::fmt::Write as _;
 
 use super::escape;
-use crate::plan::{Case, Load};
+use crate::plan::{BASELINE, Case, Load};
 use crate::record::Record;
 use crate::summary::Verdict;
-use crate::table::{BASELINE, number};
+use crate::table::number;
 
 /// One color per arm, told apart also without color vision: light, dark, and the dashes of its line.
 const COLORS: &[(&str, &str, &str, &str)] = &[
@@ -24,7 +24,11 @@ pub(super) fn arm_styles(record: &Record) -> String {
     let mut light = String::new();
     let mut dark = String::new();
     for arm in &record.arms {
-        let Some((id, day, night, dashes)) = COLORS.iter().find(|(id, ..)| *id == arm.id) else { continue };
+        let Some((_, day, night, dashes)) = COLORS.iter().find(|(id, ..)| *id == arm.base()) else {
+            continue;
+        };
+        // A variant has the color of what it varies.
+        let (id, dashes) = (arm.class(), if arm.of.is_empty() { dashes } else { "1 4" });
         write!(light, ".a-{id}{{--arm:{day}}}").ok();
         write!(dark, ".a-{id}{{--arm:{night}}}").ok();
         if !dashes.is_empty() {
@@ -63,8 +67,9 @@ pub(super) fn bars(record: &Record, case: &Case) -> String {
         let (from, to) = (LEFT + scale(spread.min), LEFT + scale(spread.max));
         write!(
             marks,
-            "<rect class=\"bar a-{id}\" x={LEFT} y={:.1} width={:.1} height=13 rx=2 />\
+            "<rect class=\"bar a-{}\" x={LEFT} y={:.1} width={:.1} height=13 rx=2 />\
              <path class=spread d=\"M{from:.1} {middle:.1}H{to:.1}M{from:.1} {up:.1}v6M{to:.1} {up:.1}v6\" fill=none />",
+            arm.class(),
             y + 3.5,
             scale(spread.median).max(1.0),
             middle = y + 10.0,
@@ -77,7 +82,7 @@ pub(super) fn bars(record: &Record, case: &Case) -> String {
             .filter(|_| arm.id != "direct")
             .map_or_else(String::new, |ratio| format!(" <tspan class=dim>{ratio:.2}x</tspan>"));
         let verdict = record
-            .verdict(&arm.id, BASELINE, case, figure)
+            .verdict(&arm.id, arm.baseline(), case, figure)
             .filter(|_| arm.id != "direct" && arm.id != BASELINE);
         let verdict = match verdict {
             Some(Verdict::Better) => " <tspan class=goodt>better</tspan>",
@@ -121,8 +126,7 @@ pub(super) fn latency(record: &Record, case: &Case) -> String {
     for (arm, curve) in &curves {
         let points: Vec<String> =
             curve.iter().map(|point| format!("{:.1},{:.1}", frame.x(point[0]), frame.y(point[1]))).collect();
-        write!(marks, "<polyline class=\"curve a-{}\" points=\"{}\" />", escape(&arm.id), points.join(" "))
-            .ok();
+        write!(marks, "<polyline class=\"curve a-{}\" points=\"{}\" />", arm.class(), points.join(" ")).ok();
     }
     format!(
         "<figure><figcaption>{}</figcaption><svg viewBox=\"0 0 {} {}\" role=img \

@@ -6,10 +6,10 @@
 
 use std::fmt::Write as _;
 
-use crate::plan::{Case, Figure, Load, Place};
+use crate::plan::{Arm, BASELINE, Case, Figure, Load, Place};
 use crate::record::Record;
 use crate::summary::Verdict;
-use crate::table::{BASELINE, number, share};
+use crate::table::{number, share};
 
 mod charts;
 
@@ -71,8 +71,8 @@ fn verdicts(record: &Record) -> String {
             .iter()
             .filter_map(|case| {
                 let figure = case.headline();
-                let verdict = record.verdict(&arm.id, BASELINE, case, figure)?;
-                let ratio = record.ratio(&arm.id, BASELINE, case, figure)?;
+                let verdict = record.verdict(&arm.id, arm.baseline(), case, figure)?;
+                let ratio = record.ratio(&arm.id, arm.baseline(), case, figure)?;
                 // As a gain: above one is good, whatever the figure.
                 Some((case, verdict, if figure.more_is_better() { ratio } else { 1.0 / ratio.max(1e-9) }))
             })
@@ -93,13 +93,14 @@ fn verdicts(record: &Record) -> String {
         let (better, same, worse) = (count(Verdict::Better), count(Verdict::Same), count(Verdict::Worse));
         writeln!(
             rows,
-            "<tr><th><i class=\"key a-{0}\"></i>{0}</th><td class={4}>{better}</td><td>{same}</td>\
+            "<tr><th><i class=\"key a-{5}\"></i>{0}</th><td class={4}>{better}</td><td>{same}</td>\
              <td class={1}>{worse}</td><td>{2}</td><td>{3}</td></tr>",
             escape(&arm.id),
             if worse > 0 { "bad" } else { "none" },
             gain(best),
             gain(worst),
             if better > 0 { "good" } else { "none" },
+            arm.class(),
         )
         .ok();
     }
@@ -118,8 +119,13 @@ fn verdicts(record: &Record) -> String {
 }
 
 fn legend(record: &Record) -> String {
-    let entry = |arm: &crate::plan::Arm| {
-        format!("<li><i class=\"key a-{0}\"></i><b>{0}</b> {1}</li>", escape(&arm.id), escape(&arm.what))
+    let entry = |arm: &Arm| {
+        format!(
+            "<li><i class=\"key a-{}\"></i><b>{}</b> {}</li>",
+            arm.class(),
+            escape(&arm.id),
+            escape(&arm.what)
+        )
     };
     let arms: String = record.arms.iter().map(entry).collect();
     format!("<ul class=legend>{arms}</ul>\n")
@@ -141,7 +147,7 @@ fn redirects(record: &Record) -> String {
                 .map(|(reason, count)| format!("{} {}", escape(reason), number(**count as f64)))
                 .collect();
             writeln!(rows,
-                "<tr><th><i class=\"key a-{0}\"></i>{0}</th><td class=l>{1}, {2}</td><td>{hit}</td><td>{3}</td>\
+                "<tr><th><i class=\"key a-{6}\"></i>{0}</th><td class=l>{1}, {2}</td><td>{hit}</td><td>{3}</td>\
                  <td class=l>{4}</td><td class=l>{5}</td></tr>",
                 escape(&arm.id),
                 case.title(),
@@ -149,6 +155,7 @@ fn redirects(record: &Record) -> String {
                 number(redirected as f64),
                 reasons.join(", "),
                 escape(&mode),
+                arm.class(),
             )
             .ok();
         }
@@ -176,7 +183,7 @@ fn figures(record: &Record, place: Place) -> String {
         let wanted = Figure::ALL.into_iter().filter(|figure| relevant(case, *figure));
         let mut first = true;
         for figure in wanted {
-            let cells: String = record.arms.iter().map(|arm| cell(record, &arm.id, case, figure)).collect();
+            let cells: String = record.arms.iter().map(|arm| cell(record, arm, case, figure)).collect();
             let title = if first { case.title() } else { String::new() };
             let class = if first { " class=first" } else { "" };
             writeln!(rows, "<tr{class}><th>{title}</th><th>{}</th>{cells}</tr>", figure.title()).ok();
@@ -198,7 +205,9 @@ fn relevant(case: &Case, figure: Figure) -> bool {
     }
 }
 
-fn cell(record: &Record, arm: &str, case: &Case, figure: Figure) -> String {
+fn cell(record: &Record, arm: &Arm, case: &Case, figure: Figure) -> String {
+    let baseline = arm.baseline();
+    let arm = arm.id.as_str();
     let (errors, text) = record.errors(arm, case);
     let failed = if errors > 0 {
         format!(" <b class=bad title=\"{}\">{errors} errors</b>", escape(text.unwrap_or_default()))
@@ -209,7 +218,7 @@ fn cell(record: &Record, arm: &str, case: &Case, figure: Figure) -> String {
         return format!("<td>-{failed}</td>");
     };
     let meshed = arm != "direct" && arm != BASELINE;
-    let class = match record.verdict(arm, BASELINE, case, figure).filter(|_| meshed) {
+    let class = match record.verdict(arm, baseline, case, figure).filter(|_| meshed) {
         Some(Verdict::Better) => " class=good",
         Some(Verdict::Worse) => " class=bad",
         _ => "",
