@@ -14,7 +14,8 @@ use tokio_rustls::client::TlsStream;
 use ztunnel_core::identity::Identity;
 use ztunnel_core::report::{H2Stage, Leg, Outcome, TlsStage};
 
-use super::{HANDSHAKE_TIMEOUT, SEND_BUFFER};
+use super::read_ahead::ReadAhead;
+use super::{HANDSHAKE_TIMEOUT, SEALED_BUFFER, SEND_BUFFER};
 use crate::certs::PodCerts;
 use crate::config::TunnelConfig;
 use crate::proxy::socket::PodSockets;
@@ -26,7 +27,7 @@ const MAX_HEADER_LIST: u32 = 16 << 10;
 /// A tunnel that has just been opened. The connection must be polled for anything to happen.
 pub(super) struct Dialed {
     pub(super) send: SendRequest<Bytes>,
-    pub(super) connection: Connection<TlsStream<TcpStream>, Bytes>,
+    pub(super) connection: Connection<TlsStream<ReadAhead<TcpStream>>, Bytes>,
 }
 
 /// Opens a tunnel to `address`, whose peer must have one of the `expected` identities.
@@ -45,10 +46,11 @@ pub(super) async fn dial(
         .map_err(|error| Outcome::Tls { stage: TlsStage::Config, error: error.to_string() })?;
     let socket =
         sockets.connect(address).await.map_err(|error| Outcome::connect_failed(&error, Leg::Hbone))?;
-    let handshake = TlsConnector::from(Arc::clone(&tls)).connect(nobody(), socket);
-    let stream = within("TLS", handshake)
+    let handshake = TlsConnector::from(Arc::clone(&tls)).connect(nobody(), ReadAhead::new(socket));
+    let mut stream = within("TLS", handshake)
         .await
         .map_err(|error| Outcome::Tls { stage: TlsStage::Connect, error: error.to_string() })?;
+    stream.get_mut().1.set_buffer_limit(Some(SEALED_BUFFER));
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
         return Err(http2_handshake("the peer does not speak HTTP/2 (ALPN)".into()));
     }

@@ -4,9 +4,11 @@
 //! * [`dial`]: opens one tunnel to another proxy.
 //! * [`pool`]: ④ which tunnel carries a new stream.
 //! * [`server`]: the tunnels that others open to us.
+//! * [`read_ahead`]: large reads under TLS while a tunnel carries bulk.
 
 pub mod dial;
 pub mod pool;
+pub mod read_ahead;
 pub mod server;
 
 use std::time::Duration;
@@ -21,6 +23,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes that one stream may have queued towards a slow tunnel.
 const SEND_BUFFER: usize = 400 << 10;
+/// Bytes of TLS records that are sealed before they are written: one system call for all of them.
+const SEALED_BUFFER: usize = 256 << 10;
 
 /// Returns when the peer no longer answers pings.
 ///

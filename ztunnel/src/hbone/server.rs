@@ -19,7 +19,8 @@ use ztunnel_core::identity::Identity;
 use ztunnel_core::report::{Outcome, TlsStage};
 
 use super::dial::within;
-use super::{HANDSHAKE_TIMEOUT, SEND_BUFFER, watch_liveness};
+use super::read_ahead::ReadAhead;
+use super::{HANDSHAKE_TIMEOUT, SEALED_BUFFER, SEND_BUFFER, watch_liveness};
 use crate::certs::PodCerts;
 use crate::config::TunnelConfig;
 use crate::proxy::phase::{Phase, PhaseWatch};
@@ -50,22 +51,27 @@ pub struct Incoming {
     pub respond: SendResponse<Bytes>,
 }
 
+/// An authenticated connection to us.
+pub type ServerStream = TlsStream<ReadAhead<TcpStream>>;
+
 /// Authenticates a peer.
 ///
 /// # Errors
 /// What failed, as it is reported to the operator.
-pub async fn accept_tls(socket: TcpStream, certs: &PodCerts) -> Result<TlsStream<TcpStream>, Outcome> {
+pub async fn accept_tls(socket: TcpStream, certs: &PodCerts) -> Result<ServerStream, Outcome> {
     let certificate = certs.current().map_err(|error| Outcome::Identity(error.to_string()))?;
     let config = tls::server_config(&certificate)
         .map_err(|error| Outcome::Tls { stage: TlsStage::Config, error: error.to_string() })?;
-    let handshake = TlsAcceptor::from(config).accept(socket);
-    within("TLS", handshake)
+    let handshake = TlsAcceptor::from(config).accept(ReadAhead::new(socket));
+    let mut stream = within("TLS", handshake)
         .await
-        .map_err(|error| Outcome::Tls { stage: TlsStage::Accept, error: error.to_string() })
+        .map_err(|error| Outcome::Tls { stage: TlsStage::Accept, error: error.to_string() })?;
+    stream.get_mut().1.set_buffer_limit(Some(SEALED_BUFFER));
+    Ok(stream)
 }
 
 /// The first SPIFFE identity of the peer's certificate.
-pub fn peer_identity(stream: &TlsStream<TcpStream>) -> Option<Identity> {
+pub fn peer_identity(stream: &ServerStream) -> Option<Identity> {
     let leaf = stream.get_ref().1.peer_certificates()?.first()?;
     tls::verify::identities(leaf).into_iter().next()
 }
@@ -89,7 +95,7 @@ pub enum TunnelError {
 /// # Cancel safety
 /// Dropping the future cuts the tunnel and every stream in it.
 pub async fn serve_tunnel<F>(
-    stream: TlsStream<TcpStream>,
+    stream: ServerStream,
     peer: TunnelPeer,
     config: TunnelConfig,
     mut phase: PhaseWatch,

@@ -34,9 +34,6 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let context = &proxy.context;
     let _open = context.shared.metrics.open_socket(Reporter::Destination);
     let Accepted { socket, peer, local, phase } = accepted;
-    if let Err(error) = socket.set_nodelay(true) {
-        debug!(%error, "cannot set TCP_NODELAY");
-    }
     let stream = match server::accept_tls(socket, &proxy.certs).await {
         Ok(stream) => stream,
         Err(outcome) => return turned_away(Reporter::Destination, peer, local, &outcome),
@@ -97,7 +94,7 @@ async fn serve_stream(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incom
             let side = application_side(shared, &connection, &mut application);
             let result = relay::tunnel(side, stream, &Reversed(&connection)).await;
             application.end();
-            result.map_or_else(|error| error.outcome(), |()| Outcome::Complete)
+            result.map_or_else(|error| error.outcome(), |_end| Outcome::Complete)
         }
         Err(error) => relay::RelayError::Http2(error).outcome(),
     };

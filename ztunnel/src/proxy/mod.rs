@@ -5,7 +5,7 @@
 //! * [`outbound`]: ③ opens the next hop that the core chose (② is [`ztunnel_core::route::outbound`]).
 //! * [`inbound`]: serves one CONNECT of a tunnel. * [`passthrough`]: serves one plaintext connection.
 //! * [`relay`]: ⑥ how bytes flow and how a connection ends.
-//! * [`socket`]: the sockets themselves. * [`phase`]: the end of a pod.
+//! * [`socket`]: the sockets themselves. * [`time_wait`]: what they leave behind. * [`phase`]: the end of a pod.
 
 pub mod accept;
 pub mod inbound;
@@ -14,6 +14,7 @@ pub mod passthrough;
 pub mod phase;
 pub mod relay;
 pub mod socket;
+pub mod time_wait;
 
 use std::cell::RefCell;
 use std::os::fd::AsFd as _;
@@ -37,6 +38,7 @@ use crate::worker::PodListeners;
 use phase::PhaseWatch;
 use relay::{Reads, Side};
 use socket::PodSockets;
+use time_wait::TimeWaits;
 
 /// What every pod of the node shares.
 #[derive(Debug)]
@@ -81,6 +83,7 @@ pub struct PodProxy {
     pub certs: Rc<PodCerts>,
     /// Its tunnels.
     pub pool: Rc<TunnelPool>,
+    time_waits: TimeWaits,
     /// The pod's baggage header, made once per description of the workload.
     baggage: RefCell<Option<(Arc<Workload>, HeaderValue)>>,
 }
@@ -90,7 +93,7 @@ impl PodProxy {
         let shared = &context.shared;
         let certs = Rc::new(shared.certs.pod(shared.mesh.clone(), context.pod.clone()));
         let pool = TunnelPool::new(context.sockets.clone(), Rc::clone(&certs), shared.config.tunnels);
-        Rc::new(Self { certs, pool, baggage: RefCell::new(None), context })
+        Rc::new(Self { certs, pool, time_waits: TimeWaits::default(), baggage: RefCell::new(None), context })
     }
 
     /// The `baggage` header that describes `workload`, which is this pod's own.

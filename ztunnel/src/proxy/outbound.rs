@@ -16,7 +16,7 @@ use ztunnel_core::report::{Leg, Outcome, Reporter, Security};
 use ztunnel_core::route::{self, Hop, Outbound, Route, RouteKind, Routing};
 
 use super::accept::Accepted;
-use super::relay::{self, Meter, Side};
+use super::relay::{self, End, Meter, Side};
 use super::socket::Guarded;
 use super::{Counted, PodProxy, application_side, observe};
 use crate::entropy::entropy;
@@ -30,16 +30,15 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let _open = context.shared.metrics.open_socket(Reporter::Source);
     let _counted = Counted::new(context);
     let original_dst = accepted.original_dst();
-    let Accepted { socket, peer, .. } = accepted;
+    let Accepted { socket, peer, local, .. } = accepted;
     let mut socket = Guarded::new(socket);
-    context.sockets.prepare_accepted(&socket);
     let decided = match decide(&proxy, original_dst).await {
         Ok(decided) => decided,
         Err(outcome) => return turned_away(Reporter::Source, peer, original_dst.0, &outcome),
     };
     let (source, route) = decided;
     let connection = Connection::open(&context.shared.metrics, ends(&source, &route, peer), start);
-    let outcome = match &route.kind {
+    let ended = match &route.kind {
         RouteKind::Hbone(hop) => {
             let service = route.service.as_ref().map(|service| Arc::clone(&service.hostname));
             let forwarded = Forwarded { source: Some(peer), host: service };
@@ -52,17 +51,21 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
                     let application = application_side(&context.shared, &connection, &mut socket);
                     let result = relay::tcp(application, Side::plain(&mut upstream), &connection).await;
                     upstream.end();
-                    result.map_or_else(|error| error.outcome(), |()| Outcome::Complete)
+                    result.map_err(|error| error.outcome())
                 }
-                Err(error) => Outcome::connect_failed(&error, Leg::Plain),
+                Err(error) => Err(Outcome::connect_failed(&error, Leg::Plain)),
             }
         }
     };
-    if outcome == Outcome::Complete {
+    if ended.is_ok() {
         socket.end();
     }
     observe(&context.shared, &connection, &socket);
-    connection.finish(&outcome);
+    connection.finish(ended.as_ref().err().unwrap_or(&Outcome::Complete));
+    drop(socket);
+    if ended == Ok(End::OursFirst) {
+        proxy.time_waits.end(&context.sockets, local, peer);
+    }
 }
 
 /// One consistent view of the mesh says where to go.
@@ -106,21 +109,16 @@ async fn tunnel(
     forwarded: Forwarded,
     socket: &mut TcpStream,
     connection: &Connection,
-) -> Outcome {
+) -> Result<End, Outcome> {
     let traceparent = TraceParent::new(&mut entropy);
     let request = match connect::request(&hop.authority, proxy.baggage(source), &forwarded, &traceparent) {
         Ok(request) => request,
-        Err(error) => return Outcome::Io(error.to_string()),
+        Err(error) => return Err(Outcome::Io(error.to_string())),
     };
-    match proxy.pool.open(hop, &request).await {
-        Ok(Opened { stream, lease, .. }) => {
-            let metered = Metered { connection, lease: &lease };
-            let application = application_side(&proxy.context.shared, connection, socket);
-            let result = relay::tunnel(application, stream, &metered).await;
-            result.map_or_else(|error| error.outcome(), |()| Outcome::Complete)
-        }
-        Err(outcome) => outcome,
-    }
+    let Opened { stream, lease, .. } = proxy.pool.open(hop, &request).await?;
+    let metered = Metered { connection, lease: &lease };
+    let application = application_side(&proxy.context.shared, connection, socket);
+    relay::tunnel(application, stream, &metered).await.map_err(|error| error.outcome())
 }
 
 /// Bytes count for the connection and for the tunnel that carries it.

@@ -10,7 +10,7 @@ use ztunnel_core::route;
 
 use super::accept::Accepted;
 use super::inbound::{Arrival, admit};
-use super::relay::{self, Side};
+use super::relay::{self, End, Side};
 use super::socket::Guarded;
 use super::{Counted, PodProxy, application_side, observe};
 use crate::telemetry::connection::{Connection, Ends, turned_away};
@@ -23,9 +23,8 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let _open = shared.metrics.open_socket(Reporter::Destination);
     let _counted = Counted::new(context);
     let original_dst = accepted.original_dst();
-    let Accepted { socket, peer, .. } = accepted;
+    let Accepted { socket, peer, local: ours, .. } = accepted;
     let mut socket = Guarded::new(socket);
-    context.sockets.prepare_accepted(&socket);
     let decided = async {
         let target = route::inbound::plaintext(original_dst)?;
         Ok((target, shared.mesh.local_workload(&context.pod).await?))
@@ -54,25 +53,29 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     };
     let connection = Connection::open(&shared.metrics, ends, start);
     let arrival = Arrival { local: &local, source: peer, target: target.addr, identity: None };
-    let outcome = match admit(shared, &arrival) {
-        Err(denied) => denied,
+    let ended = match admit(shared, &arrival) {
+        Err(denied) => Err(denied),
         Ok(()) => {
             let source = context.keep_source.then_some(peer.ip());
             match context.sockets.deliver(target.addr, source).await {
-                Err(error) => Outcome::connect_failed(&error, Leg::Plain),
+                Err(error) => Err(Outcome::connect_failed(&error, Leg::Plain)),
                 Ok(application) => {
                     let mut application = Guarded::new(application);
                     let side = application_side(shared, &connection, &mut application);
                     let result = relay::tcp(Side::plain(&mut socket), side, &connection).await;
                     application.end();
                     observe(shared, &connection, &application);
-                    result.map_or_else(|error| error.outcome(), |()| Outcome::Complete)
+                    result.map_err(|error| error.outcome())
                 }
             }
         }
     };
-    if outcome == Outcome::Complete {
+    if ended.is_ok() {
         socket.end();
     }
-    connection.finish(&outcome);
+    connection.finish(ended.as_ref().err().unwrap_or(&Outcome::Complete));
+    drop(socket);
+    if ended == Ok(End::OursFirst) {
+        proxy.time_waits.end(&context.sockets, ours, peer);
+    }
 }

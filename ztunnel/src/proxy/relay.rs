@@ -93,6 +93,17 @@ pub struct TunnelStream {
     pub receive: RecvStream,
 }
 
+/// How a relay that did not fail came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Both directions ended, and on the downstream socket (the only one, of a tunnel) our FIN came first.
+    OursFirst,
+    /// Both directions ended, and the peer's FIN came first.
+    TheirsFirst,
+    /// One of the peers reset.
+    Reset,
+}
+
 /// Relays between two TCP connections.
 ///
 /// # Errors
@@ -101,7 +112,7 @@ pub async fn tcp(
     mut downstream: Side<'_>,
     mut upstream: Side<'_>,
     meter: &impl Meter,
-) -> Result<(), RelayError> {
+) -> Result<End, RelayError> {
     let result = {
         let (mut down_read, mut down_write) = downstream.split();
         let (mut up_read, mut up_write) = upstream.split();
@@ -109,7 +120,7 @@ pub async fn tcp(
         let received = copy(&mut up_read, &mut down_write, |n| meter.received(n), RelayError::Receive);
         tokio::try_join!(sent, received)
     };
-    finish(result.map(|_| ()), || {
+    finish(result.map(|_| downstream.end()), || {
         reset(downstream.socket);
         reset(upstream.socket);
     })
@@ -119,7 +130,7 @@ pub async fn tcp(
 ///
 /// # Errors
 /// What failed, if it was neither an end nor a reset. The socket and the stream are reset then.
-pub async fn tunnel(mut side: Side<'_>, stream: TunnelStream, meter: &impl Meter) -> Result<(), RelayError> {
+pub async fn tunnel(mut side: Side<'_>, stream: TunnelStream, meter: &impl Meter) -> Result<End, RelayError> {
     let TunnelStream { mut send, mut receive } = stream;
     let result = {
         let (mut read, mut write) = side.split();
@@ -127,19 +138,19 @@ pub async fn tunnel(mut side: Side<'_>, stream: TunnelStream, meter: &impl Meter
         let received = out_of_tunnel(&mut receive, &mut write, |n| meter.received(n));
         tokio::try_join!(sent, received)
     };
-    finish(result.map(|_| ()), || {
+    finish(result.map(|_| side.end()), || {
         send.send_reset(Reason::CANCEL);
         reset(side.socket);
     })
 }
 
-fn finish(result: Result<(), Broken>, cut: impl FnOnce()) -> Result<(), RelayError> {
+fn finish(result: Result<End, Broken>, cut: impl FnOnce()) -> Result<End, RelayError> {
     match result {
-        Ok(()) => Ok(()),
+        Ok(end) => Ok(end),
         Err(broken) => {
             cut();
             match broken {
-                Broken::Reset => Ok(()),
+                Broken::Reset => Ok(End::Reset),
                 Broken::Failed(error) => Err(error),
             }
         }
@@ -206,6 +217,8 @@ fn poll_read(read: &mut Reader<'_>, cx: &mut Context<'_>) -> Poll<io::Result<Byt
 struct Progress {
     bytes: Cell<u64>,
     ended: Cell<bool>,
+    /// Our own FIN was sent before the end was read.
+    ended_after_ours: Cell<bool>,
 }
 
 /// The reading half of a socket.
@@ -234,6 +247,10 @@ impl<'a> Side<'a> {
     /// A socket towards an application of this node.
     pub fn application(socket: &'a mut TcpStream, reads: Reads, valve: Option<Valve>) -> Self {
         Self { socket, reads, valve, progress: Progress::default() }
+    }
+
+    fn end(&self) -> End {
+        if self.progress.ended_after_ours.get() { End::OursFirst } else { End::TheirsFirst }
     }
 
     fn split(&mut self) -> (Reader<'_>, Writer<'_>) {
@@ -288,6 +305,7 @@ impl Writer<'_> {
                 }
             }
         }
+        self.progress.ended_after_ours.set(!self.progress.ended.get());
         match self.half.shutdown().await {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
             result => result,

@@ -18,6 +18,7 @@ use super::relay;
 use crate::config::{Keepalive, SocketConfig};
 use crate::fastpath::FastPath;
 use crate::sys::netns::Netns;
+use crate::sys::sock_diag::SockDiag;
 use crate::sys::sockopt;
 
 /// How long any connection attempt may take.
@@ -93,6 +94,9 @@ impl PodSockets {
             socket.set_reuse_address(true)?;
         }
         let transparent = self.make_transparent(&socket)?;
+        // Accepted sockets inherit both.
+        socket.set_tcp_nodelay(true)?;
+        self.keep_alive(SockRef::from(&socket));
         if kind == ListenerKind::Outbound {
             // Before it listens, so that no child is born without the tag.
             self.fastpath.tag_listener(socket.as_fd());
@@ -119,14 +123,6 @@ impl PodSockets {
 
     fn mark(&self, socket: &Socket) -> io::Result<()> {
         if self.config.mark == 0 { Ok(()) } else { socket.set_mark(self.config.mark) }
-    }
-
-    /// Prepares a socket that we accepted from an application or a plaintext peer.
-    pub fn prepare_accepted(&self, socket: &TcpStream) {
-        if let Err(error) = socket.set_nodelay(true) {
-            debug!(%error, "cannot set TCP_NODELAY");
-        }
-        self.keep_alive(SockRef::from(socket));
     }
 
     fn keep_alive(&self, socket: SockRef<'_>) {
@@ -165,6 +161,14 @@ impl PodSockets {
         })??;
         self.fastpath.tag_delivery(socket.as_fd());
         self.finish(socket, to).await
+    }
+
+    /// A channel to the socket tables of the pod's namespace.
+    ///
+    /// # Errors
+    /// The kernel has none, or refuses it.
+    pub(super) fn sock_diag(&self) -> io::Result<SockDiag> {
+        self.netns.run(SockDiag::open)?
     }
 
     fn outgoing(&self, to: SocketAddr) -> io::Result<Socket> {

@@ -10,7 +10,7 @@ use std::io::{self, Write as _};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -24,8 +24,12 @@ use crate::config::env::Env;
 
 /// Lines that may wait for the writer.
 const QUEUE: usize = 10_000;
-/// Lines per write.
-const BATCH: usize = 64;
+/// Bytes per write, about.
+const BATCH: usize = 64 << 10;
+/// While lines come thick and fast they are gathered for this long: one wake-up and one write for all of them.
+const GATHER: Duration = Duration::from_millis(2);
+/// A line after a silence of this length is written at once.
+const SILENCE: Duration = Duration::from_millis(10);
 
 static SINK: OnceLock<Sink> = OnceLock::new();
 
@@ -90,24 +94,25 @@ impl Sink {
 
 fn write(lines: &Receiver<Line>) {
     let mut batch = String::new();
+    let mut written = Instant::now();
     while let Ok(first) = lines.recv() {
+        if written.elapsed() < SILENCE {
+            thread::sleep(GATHER);
+        }
         let mut flushes = Vec::new();
         let mut next = Some(first);
-        for _ in 0..BATCH {
-            match next.take() {
-                Some(Line::Text(line)) => batch.push_str(&line),
-                Some(Line::Flush(done)) => flushes.push(done),
-                None => break,
+        while let Some(line) = next.take() {
+            match line {
+                Line::Text(line) => batch.push_str(&line),
+                Line::Flush(done) => flushes.push(done),
             }
-            next = lines.try_recv().ok();
-        }
-        match next {
-            Some(Line::Text(line)) => batch.push_str(&line),
-            Some(Line::Flush(done)) => flushes.push(done),
-            None => {}
+            if batch.len() < BATCH {
+                next = lines.try_recv().ok();
+            }
         }
         // Whoever reads us may be gone; the proxy goes on.
         drop(io::stdout().lock().write_all(batch.as_bytes()));
+        written = Instant::now();
         batch.clear();
         for done in flushes {
             done.send(()).ok();
