@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The threads that carry traffic. They share nothing: each has its own runtime, its own listeners in every pod (the
-//! kernel spreads connections over them), its own tunnels. A connection lives on one thread, from accept to close.
+//! kernel spreads connections over them), its own tunnels. A connection lives on one thread, from accept to close; only
+//! a tunnel that was just accepted may move, to the thread that has least to do.
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::thread;
 
 use tokio::runtime::Builder;
@@ -11,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tracing::error;
 
+use crate::proxy::balance::{Balance, Inbox};
 use crate::proxy::phase::PhaseWatch;
 use crate::proxy::socket::Listener;
 use crate::proxy::{self, PodContext};
@@ -31,6 +34,7 @@ pub struct PodListeners {
 struct Start {
     context: Arc<PodContext>,
     listeners: PodListeners,
+    balance: (Balance, Inbox),
     phase: PhaseWatch,
     /// Dropped when the worker has nothing of the pod any more.
     alive: mpsc::Sender<()>,
@@ -38,7 +42,11 @@ struct Start {
 
 /// All workers.
 #[derive(Debug)]
-pub struct Workers(Vec<mpsc::UnboundedSender<Start>>);
+pub struct Workers {
+    threads: Vec<mpsc::UnboundedSender<Start>>,
+    /// How much each of them has to do.
+    loads: Arc<[AtomicUsize]>,
+}
 
 impl Workers {
     /// Starts `count` threads. They end when the last handle is dropped.
@@ -46,19 +54,19 @@ impl Workers {
     /// # Errors
     /// The kernel refuses a thread.
     pub fn start_threads(count: usize) -> io::Result<Self> {
-        (0..count)
+        let threads = (0..count)
             .map(|index| {
                 let (commands, receiver) = mpsc::unbounded_channel();
                 thread::Builder::new().name(format!("ztunnel-{index}")).spawn(move || run(receiver))?;
                 Ok(commands)
             })
-            .collect::<io::Result<_>>()
-            .map(Self)
+            .collect::<io::Result<_>>()?;
+        Ok(Self { threads, loads: (0..count).map(|_| AtomicUsize::new(0)).collect() })
     }
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.threads.len()
     }
 
     /// Has every worker serve a pod with its share of the listeners.
@@ -69,9 +77,10 @@ impl Workers {
         phase: &PhaseWatch,
         alive: &mpsc::Sender<()>,
     ) {
-        for (worker, listeners) in self.0.iter().zip(listeners) {
+        let places = Balance::for_workers(&self.loads);
+        for ((worker, listeners), balance) in self.threads.iter().zip(listeners).zip(places) {
             let (context, phase, alive) = (Arc::clone(context), phase.clone(), alive.clone());
-            if worker.send(Start { context, listeners, phase, alive }).is_err() {
+            if worker.send(Start { context, listeners, balance, phase, alive }).is_err() {
                 error!("a worker thread is gone");
             }
         }
@@ -84,9 +93,9 @@ fn run(mut starts: mpsc::UnboundedReceiver<Start>) {
         Err(error) => return error!(%error, "a worker thread has no runtime"),
     };
     LocalSet::new().block_on(&runtime, async {
-        while let Some(Start { context, listeners, phase, alive }) = starts.recv().await {
+        while let Some(Start { context, listeners, balance, phase, alive }) = starts.recv().await {
             tokio::task::spawn_local(async move {
-                proxy::serve_pod(context, listeners, phase).await;
+                proxy::serve_pod(context, listeners, balance, phase).await;
                 drop(alive);
             });
         }

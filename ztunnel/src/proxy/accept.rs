@@ -13,6 +13,7 @@ use tracing::{debug, error, warn};
 use ztunnel_core::addr::{OriginalDst, canonical};
 
 use super::PodProxy;
+use super::balance::Inbox;
 use super::phase::{Phase, PhaseWatch};
 use super::socket::Listener;
 use crate::sys::sockopt;
@@ -40,11 +41,13 @@ impl Accepted {
     }
 }
 
-/// Accepts on one listener and serves every connection in a task of its own. Returns when the pod drains and the last
-/// connection has ended, or when the pod is cut: then the connections are dropped.
+/// Accepts on one listener and serves every connection in a task of its own. With an inbox, a connection goes to the
+/// worker that has least to do, and those that other workers give to this one come out of it. Returns when the pod drains
+/// and the last connection has ended, or when the pod is cut: then the connections are dropped.
 pub(super) async fn serve<F>(
     proxy: &Rc<PodProxy>,
     listener: Listener,
+    mut inbox: Option<Inbox>,
     phase: &PhaseWatch,
     serve_one: impl Fn(Rc<PodProxy>, Accepted) -> F,
 ) where
@@ -57,13 +60,19 @@ pub(super) async fn serve<F>(
             Ok(listener) => listener,
             Err(error) => return error!(%error, "cannot listen"),
         };
+        let balanced = inbox.is_some();
+        let mut handed = async || match &mut inbox {
+            Some(inbox) => inbox.recv().await,
+            None => std::future::pending().await,
+        };
         loop {
             tokio::select! {
                 biased;
                 () = draining.reached(Phase::Draining) => break,
                 accepted = listener.accept() => match accepted {
                     Ok((socket, peer)) => {
-                        if let Some(accepted) = accept(socket, peer, phase) {
+                        let ours = if balanced { proxy.balance.place(socket, peer) } else { Some(socket) };
+                        if let Some(accepted) = ours.and_then(|socket| accept(socket, peer, phase)) {
                             connections.spawn_local(serve_one(Rc::clone(proxy), accepted));
                         }
                     }
@@ -72,6 +81,12 @@ pub(super) async fn serve<F>(
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
+                Some(handed) = handed() => {
+                    let accepted = handed.take().and_then(|(socket, peer)| accept(socket, peer, phase));
+                    if let Some(accepted) = accepted {
+                        connections.spawn_local(serve_one(Rc::clone(proxy), accepted));
+                    }
+                }
                 Some(_) = connections.join_next() => {}
             }
         }

@@ -33,6 +33,7 @@ use crate::telemetry::connection::{Connection, Ends, turned_away};
 pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let context = &proxy.context;
     let _open = context.shared.metrics.open_socket(Reporter::Destination);
+    let _busy = proxy.balance.busy();
     let Accepted { socket, peer, local, phase } = accepted;
     let stream = match server::accept_tls(socket, &proxy.certs).await {
         Ok(stream) => stream,
@@ -51,7 +52,7 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
 async fn serve_stream(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incoming) {
     let start = Instant::now();
     let shared = &proxy.context.shared;
-    let _counted = Counted::new(&proxy.context);
+    let _counted = Counted::new(&proxy);
     let Incoming { request, mut respond } = incoming;
     let (head, receive) = request.into_parts();
     let authority = head.uri.authority().map(http::uri::Authority::as_str);

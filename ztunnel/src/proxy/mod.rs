@@ -4,16 +4,19 @@
 //! * [`accept`]: ① who called, and where did they want to go?
 //! * [`outbound`]: ③ opens the next hop that the core chose (② is [`ztunnel_core::route::outbound`]).
 //! * [`inbound`]: serves one CONNECT of a tunnel. * [`passthrough`]: serves one plaintext connection.
-//! * [`relay`]: ⑥ how bytes flow and how a connection ends.
+//! * [`balance`]: which worker serves a new tunnel.
+//! * [`relay`]: ⑥ how bytes flow and how a connection ends. * [`splice`]: bulk between two TCP sockets.
 //! * [`socket`]: the sockets themselves. * [`time_wait`]: what they leave behind. * [`phase`]: the end of a pod.
 
 pub mod accept;
+pub mod balance;
 pub mod inbound;
 pub mod outbound;
 pub mod passthrough;
 pub mod phase;
 pub mod relay;
 pub mod socket;
+mod splice;
 pub mod time_wait;
 
 use std::cell::RefCell;
@@ -35,6 +38,7 @@ use crate::mesh::{LocalPod, SharedMesh};
 use crate::telemetry::connection::Connection;
 use crate::telemetry::metrics::Metrics;
 use crate::worker::PodListeners;
+use balance::{Balance, Busy, Inbox};
 use phase::PhaseWatch;
 use relay::{Reads, Side};
 use socket::PodSockets;
@@ -84,16 +88,18 @@ pub struct PodProxy {
     /// Its tunnels.
     pub pool: Rc<TunnelPool>,
     time_waits: TimeWaits,
+    balance: Balance,
     /// The pod's baggage header, made once per description of the workload.
     baggage: RefCell<Option<(Arc<Workload>, HeaderValue)>>,
 }
 
 impl PodProxy {
-    fn new(context: Arc<PodContext>) -> Rc<Self> {
+    fn new(context: Arc<PodContext>, balance: Balance) -> Rc<Self> {
         let shared = &context.shared;
         let certs = Rc::new(shared.certs.pod(shared.mesh.clone(), context.pod.clone()));
         let pool = TunnelPool::new(context.sockets.clone(), Rc::clone(&certs), shared.config.tunnels);
-        Rc::new(Self { certs, pool, time_waits: TimeWaits::default(), baggage: RefCell::new(None), context })
+        let time_waits = TimeWaits::default();
+        Rc::new(Self { certs, pool, time_waits, balance, baggage: RefCell::new(None), context })
     }
 
     /// The `baggage` header that describes `workload`, which is this pod's own.
@@ -126,28 +132,36 @@ fn application_side<'a>(shared: &Shared, connection: &Connection, socket: &'a mu
 
 /// Counts a connection of a pod for as long as it lives.
 #[derive(Debug)]
-struct Counted(Arc<PodContext>);
+struct Counted {
+    proxy: Rc<PodProxy>,
+    _busy: Busy,
+}
 
 impl Counted {
-    fn new(context: &Arc<PodContext>) -> Self {
-        context.connections.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(context))
+    fn new(proxy: &Rc<PodProxy>) -> Self {
+        proxy.context.connections.fetch_add(1, Ordering::Relaxed);
+        Self { proxy: Rc::clone(proxy), _busy: proxy.balance.busy() }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.proxy.context.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// Serves one pod on this worker until it is drained or cut.
-pub async fn serve_pod(context: Arc<PodContext>, listeners: PodListeners, phase: PhaseWatch) {
-    let proxy = PodProxy::new(context);
+pub async fn serve_pod(
+    context: Arc<PodContext>,
+    listeners: PodListeners,
+    (balance, inbox): (Balance, Inbox),
+    phase: PhaseWatch,
+) {
+    let proxy = PodProxy::new(context, balance);
     let PodListeners { outbound, plaintext, hbone } = listeners;
     tokio::join!(
-        accept::serve(&proxy, outbound, &phase, outbound::serve),
-        accept::serve(&proxy, plaintext, &phase, passthrough::serve),
-        accept::serve(&proxy, hbone, &phase, inbound::serve),
+        accept::serve(&proxy, outbound, None, &phase, outbound::serve),
+        accept::serve(&proxy, plaintext, None, &phase, passthrough::serve),
+        accept::serve(&proxy, hbone, Some(inbox), &phase, inbound::serve),
     );
 }

@@ -28,7 +28,7 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let start = Instant::now();
     let context = &proxy.context;
     let _open = context.shared.metrics.open_socket(Reporter::Source);
-    let _counted = Counted::new(context);
+    let _counted = Counted::new(&proxy);
     let original_dst = accepted.original_dst();
     let Accepted { socket, peer, local, .. } = accepted;
     let mut socket = Guarded::new(socket);

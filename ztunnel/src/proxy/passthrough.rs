@@ -21,7 +21,7 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let context = &proxy.context;
     let shared = &context.shared;
     let _open = shared.metrics.open_socket(Reporter::Destination);
-    let _counted = Counted::new(context);
+    let _counted = Counted::new(&proxy);
     let original_dst = accepted.original_dst();
     let Accepted { socket, peer, local: ours, .. } = accepted;
     let mut socket = Guarded::new(socket);

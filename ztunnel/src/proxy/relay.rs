@@ -27,6 +27,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tracing::debug;
 use ztunnel_core::report::{CopyStage, H2Stage, Outcome};
 
+use super::splice::{self, Stopped};
 use crate::fastpath::Valve;
 use crate::sys::timer;
 
@@ -229,6 +230,18 @@ struct Reader<'a> {
     progress: &'a Progress,
 }
 
+impl Reader<'_> {
+    /// Reads come back full, and nothing can be in another queue than TCP's.
+    fn is_bulk(&self) -> bool {
+        self.reads == Reads::ShortIsAll && self.size.0 == LARGEST_READ
+    }
+
+    fn note(&self, bytes: usize, count: impl Fn(usize)) {
+        self.progress.bytes.set(self.progress.bytes.get() + bytes as u64);
+        count(bytes);
+    }
+}
+
 /// One of the two sockets of a relay, and how to treat it.
 #[derive(Debug)]
 pub struct Side<'a> {
@@ -336,6 +349,16 @@ async fn copy(
         };
         count(chunk.len());
         write.write_all(&chunk).await.map_err(|error| broken(error, &failed))?;
+        if read.is_bulk() && write.valve.is_none() {
+            let moving = splice::bulk(read.half.as_ref(), write.half.as_ref(), |n| read.note(n, &count));
+            match moving.await.map_err(|error| broken(error, &failed))? {
+                Stopped::End => {
+                    read.progress.ended.set(true);
+                    break;
+                }
+                Stopped::Small => read.size = ReadSize(SMALLEST_READ),
+            }
+        }
     }
     write.shut().await.map_err(|error| broken(error, &failed))
 }

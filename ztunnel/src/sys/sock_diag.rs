@@ -93,8 +93,9 @@ impl SockDiag {
 }
 
 fn request(kind: u16, local: SocketAddr, peer: SocketAddr, cookie: [u8; 8]) -> [u8; HEADER + REQUEST] {
-    let mut message = [0; HEADER + REQUEST];
-    message[..4].copy_from_slice(&((HEADER + REQUEST) as u32).to_ne_bytes());
+    const LENGTH: usize = HEADER + REQUEST;
+    let mut message = [0; LENGTH];
+    message[..4].copy_from_slice(&u32::try_from(LENGTH).unwrap_or(u32::MAX).to_ne_bytes());
     message[4..6].copy_from_slice(&kind.to_ne_bytes());
     message[6..8].copy_from_slice(&NLM_F_REQUEST.to_ne_bytes());
     let body = &mut message[HEADER..];
