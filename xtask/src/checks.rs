@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::step::Count;
-use crate::{ebpf, host, show, step, tidy};
+use crate::{count, ebpf, host, show, step, tidy};
 
 /// No single stage may take longer: a hanging test must not eat the whole run.
 const STAGE_LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -44,7 +44,7 @@ pub(crate) fn test(filter: Option<&str>) -> Result<()> {
 
 /// Exactly what CI runs.
 pub(crate) fn ci() -> Result<()> {
-    let mut run = Run::of(5 + TEST_STAGES + 1);
+    let mut run = Run::of(6 + TEST_STAGES + 1);
     run.cargo("format", &["fmt", "--all", "--check"]);
     run.cargo(
         "format of the kernel programs",
@@ -56,6 +56,7 @@ pub(crate) fn ci() -> Result<()> {
     doc.args(["doc", "--workspace", "--no-deps", "--document-private-items"]);
     doc.env("RUSTDOCFLAGS", "-D rustdoc::broken_intra_doc_links -A rustdoc::private_intra_doc_links");
     run.stage("documentation", |_| step::run(&mut doc, STAGE_LIMIT));
+    run.stage("instructions of the core", |_| (Count::default(), count::run()));
     run.test_stages(None);
     if host::is_root() {
         run.stage("benchmark, one tiny round", |_| {

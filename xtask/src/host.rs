@@ -61,7 +61,16 @@ pub(crate) fn need_root(command: &str) -> Result<()> {
 
 /// Installs what is missing of [`TOOLS`], and says what it does.
 pub(crate) fn install_tools() -> Result<()> {
-    let missing: Vec<&Tool> = TOOLS.iter().filter(|tool| !on_path(tool.program)).collect();
+    install_missing(TOOLS)
+}
+
+/// Installs `program` from `package` if it is missing.
+pub(crate) fn install(program: &'static str, package: &'static str) -> Result<()> {
+    install_missing(&[Tool { program, package }])
+}
+
+fn install_missing(tools: &[Tool]) -> Result<()> {
+    let missing: Vec<&Tool> = tools.iter().filter(|tool| !on_path(tool.program)).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -2,8 +2,8 @@
 //! `cargo xtask`: everything a developer runs, in the order a newcomer needs it.
 //!
 //! Map, in reading order: [`host`] knows this machine (folders, root, missing tools), [`step`] runs one
-//! command and says how it went, [`ebpf`] builds the kernel programs, [`checks`] holds `test` and `ci`,
-//! [`show`] hands over to `demo` and `bench`, [`tidy`] reads the sources for the rules of this house.
+//! command and says how it went, [`ebpf`] builds the kernel programs, [`checks`] holds `test` and `ci`, [`count`]
+//! counts instructions, [`show`] hands over to `demo` and `bench`, [`tidy`] reads the sources for the rules of this house.
 //!
 //! Nothing of the product is a dependency of this crate, so it builds in seconds.
 
@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod checks;
+mod count;
 mod ebpf;
 mod host;
 mod show;
@@ -57,6 +58,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Instructions per decision of the core, against their budgets
+    Count,
     /// The rules of this house that no compiler checks
     Tidy,
     /// Exactly what CI runs: fmt, clippy, tidy, doc, then `test`, then one tiny benchmark
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Command::Test { filter } => checks::test(filter.as_deref()),
         Command::BuildEbpf => ebpf::build(),
         Command::Bench { args } => show::bench(&args),
+        Command::Count => count::run(),
         Command::Tidy => tidy::run(),
         Command::Ci => checks::ci(),
     };

@@ -2,6 +2,7 @@
 //! Builds every part once, in order, and owns the end. Source: data-plane contract, sections 7.5 and 7.6.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -24,6 +25,7 @@ use crate::inpod::Agent;
 use crate::inpod::pods::Pods;
 use crate::mesh::SharedMesh;
 use crate::proxy::Shared;
+use crate::sys::memory::{self, Ebb};
 use crate::sys::netns;
 use crate::telemetry::metrics::Metrics;
 use crate::version;
@@ -33,6 +35,9 @@ use crate::worker::Workers;
 const STATE_MANAGER: &str = "state manager";
 const PROXY: &str = "proxy";
 const WORKLOAD_MANAGER: &str = "workload proxy manager";
+
+/// How often we look whether a peak of connections is over.
+const EBB_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Runs the proxy until it is told to stop.
 ///
@@ -93,10 +98,20 @@ async fn serve(shared: Arc<Shared>, tag: String) -> anyhow::Result<()> {
             }
         }
     };
+    let give_back = async {
+        let mut ebb = Ebb::default();
+        loop {
+            tokio::time::sleep(EBB_INTERVAL).await;
+            if ebb.is_due(pods.busy()) {
+                memory::release_free();
+            }
+        }
+    };
     let agent = Agent::new(shared.config.inpod_uds.clone(), pods.clone(), ready);
     let ended = tokio::select! {
         result = agent.run() => result.map_err(anyhow::Error::from),
         () = follow => Ok(()),
+        () = give_back => Ok(()),
         signal = stop_signal() => signal.map(|name| info!(signal = name, "shutting down")),
         _ = asked_to_quit.recv() => Ok(()),
     };

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use tokio::runtime::Builder;
@@ -67,6 +67,11 @@ impl Workers {
     /// How many there are.
     pub fn count(&self) -> usize {
         self.threads.len()
+    }
+
+    /// Connections, streams and tunnels that are open, of all pods.
+    pub fn busy(&self) -> usize {
+        self.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum()
     }
 
     /// Has every worker serve a pod with its share of the listeners.

@@ -14,7 +14,6 @@ use tokio_rustls::client::TlsStream;
 use ztunnel_core::identity::Identity;
 use ztunnel_core::report::{H2Stage, Leg, Outcome, TlsStage};
 
-use super::read_ahead::ReadAhead;
 use super::{HANDSHAKE_TIMEOUT, SEALED_BUFFER, SEND_BUFFER};
 use crate::certs::PodCerts;
 use crate::config::TunnelConfig;
@@ -27,7 +26,7 @@ const MAX_HEADER_LIST: u32 = 16 << 10;
 /// A tunnel that has just been opened. The connection must be polled for anything to happen.
 pub(super) struct Dialed {
     pub(super) send: SendRequest<Bytes>,
-    pub(super) connection: Connection<TlsStream<ReadAhead<TcpStream>>, Bytes>,
+    pub(super) connection: Connection<TlsStream<TcpStream>, Bytes>,
 }
 
 /// Opens a tunnel to `address`, whose peer must have one of the `expected` identities.
@@ -46,7 +45,7 @@ pub(super) async fn dial(
         .map_err(|error| Outcome::Tls { stage: TlsStage::Config, error: error.to_string() })?;
     let socket =
         sockets.connect(address).await.map_err(|error| Outcome::connect_failed(&error, Leg::Hbone))?;
-    let handshake = TlsConnector::from(Arc::clone(&tls)).connect(nobody(), ReadAhead::new(socket));
+    let handshake = TlsConnector::from(Arc::clone(&tls)).connect(nobody(), socket);
     let mut stream = within("TLS", handshake)
         .await
         .map_err(|error| Outcome::Tls { stage: TlsStage::Connect, error: error.to_string() })?;

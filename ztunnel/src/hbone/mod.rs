@@ -4,11 +4,9 @@
 //! * [`dial`]: opens one tunnel to another proxy.
 //! * [`pool`]: ④ which tunnel carries a new stream.
 //! * [`server`]: the tunnels that others open to us.
-//! * [`read_ahead`]: large reads under TLS while a tunnel carries bulk.
 
 pub mod dial;
 pub mod pool;
-pub mod read_ahead;
 pub mod server;
 
 use std::time::Duration;

@@ -19,7 +19,6 @@ use ztunnel_core::identity::Identity;
 use ztunnel_core::report::{Outcome, TlsStage};
 
 use super::dial::within;
-use super::read_ahead::ReadAhead;
 use super::{HANDSHAKE_TIMEOUT, SEALED_BUFFER, SEND_BUFFER, watch_liveness};
 use crate::certs::PodCerts;
 use crate::config::TunnelConfig;
@@ -52,7 +51,7 @@ pub struct Incoming {
 }
 
 /// An authenticated connection to us.
-pub type ServerStream = TlsStream<ReadAhead<TcpStream>>;
+pub type ServerStream = TlsStream<TcpStream>;
 
 /// Authenticates a peer.
 ///
@@ -62,7 +61,7 @@ pub async fn accept_tls(socket: TcpStream, certs: &PodCerts) -> Result<ServerStr
     let certificate = certs.current().map_err(|error| Outcome::Identity(error.to_string()))?;
     let config = tls::server_config(&certificate)
         .map_err(|error| Outcome::Tls { stage: TlsStage::Config, error: error.to_string() })?;
-    let handshake = TlsAcceptor::from(config).accept(ReadAhead::new(socket));
+    let handshake = TlsAcceptor::from(config).accept(socket);
     let mut stream = within("TLS", handshake)
         .await
         .map_err(|error| Outcome::Tls { stage: TlsStage::Accept, error: error.to_string() })?;

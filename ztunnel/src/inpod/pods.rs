@@ -164,6 +164,11 @@ impl Pods {
         drop(tokio::time::timeout(CUT_TIMEOUT, ended.recv()).await);
     }
 
+    /// Connections, streams and tunnels that are open.
+    pub fn busy(&self) -> usize {
+        self.0.workers.busy()
+    }
+
     /// The pods, by the node agent's id.
     pub fn status(&self) -> Vec<PodStatus> {
         let served = self.0.served.lock();

@@ -48,11 +48,45 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     }
 }
 
-/// Serves one CONNECT.
-async fn serve_stream(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incoming) {
+/// Serves one CONNECT. What only the opening needs is on the heap: it is gone before the connection becomes one of
+/// thousands.
+fn serve_stream(
+    proxy: Rc<PodProxy>,
+    peer: Rc<TunnelPeer>,
+    incoming: Incoming,
+) -> impl Future<Output = ()> + 'static {
+    let opening = Box::pin(open(Rc::clone(&proxy), peer, incoming));
+    async move {
+        let _counted = Counted::new(&proxy);
+        let Some(Open { connection, mut application, stream }) = opening.await else { return };
+        let shared = &proxy.context.shared;
+        let outcome = match stream {
+            Ok(stream) => {
+                // Here the tunnel is downstream: what comes out of it is sent to the application.
+                let side = application_side(shared, &connection, &mut application);
+                let result = relay::tunnel(side, stream, &Reversed(&connection)).await;
+                application.end();
+                result.map_or_else(|error| error.outcome(), |_end| Outcome::Complete)
+            }
+            Err(error) => relay::RelayError::Http2(error).outcome(),
+        };
+        observe(shared, &connection, &application);
+        connection.finish(&outcome);
+    }
+}
+
+/// A CONNECT whose application is connected.
+struct Open {
+    connection: Connection,
+    application: Guarded,
+    /// Or why the answer could not be sent.
+    stream: Result<TunnelStream, h2::Error>,
+}
+
+/// Validates, authorizes, connects and answers; `None` if that was a refusal.
+async fn open(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incoming) -> Option<Open> {
     let start = Instant::now();
     let shared = &proxy.context.shared;
-    let _counted = Counted::new(&proxy);
     let Incoming { request, mut respond } = incoming;
     let (head, receive) = request.into_parts();
     let authority = head.uri.authority().map(http::uri::Authority::as_str);
@@ -61,10 +95,10 @@ async fn serve_stream(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incom
             Ok(accepted) => accepted,
             Err(outcome) => {
                 refuse(&mut respond, &outcome);
-                return turned_away(Reporter::Destination, peer.address, peer.local, &outcome);
+                turned_away(Reporter::Destination, peer.address, peer.local, &outcome);
+                return None;
             }
         };
-    let response_baggage = shared.config.tunnels.response_baggage;
     let ends = shared.mesh.read(|mesh| ends(mesh, shared, &peer, &request, &local, &target));
     let connection = Connection::open(&shared.metrics, ends, start);
     let arrival = Arrival {
@@ -73,34 +107,24 @@ async fn serve_stream(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incom
         target: target.addr,
         identity: peer.identity.as_ref(),
     };
-    let application = match admit(shared, &arrival) {
+    let connected = match admit(shared, &arrival) {
         Ok(()) => deliver(&proxy, &peer, &target).await,
         Err(denied) => Err(denied),
     };
-    let mut application = match application {
+    let application = match connected {
         Ok(application) => Guarded::new(application),
         Err(outcome) => {
             refuse(&mut respond, &outcome);
-            return connection.finish(&outcome);
+            connection.finish(&outcome);
+            return None;
         }
     };
     let mut response = Response::new(());
-    if response_baggage {
+    if shared.config.tunnels.response_baggage {
         response.headers_mut().insert(baggage::HEADER, proxy.baggage(&local));
     }
-    let outcome = match respond.send_response(response, false) {
-        Ok(send) => {
-            let stream = TunnelStream { send, receive };
-            // Here the tunnel is downstream: what comes out of it is sent to the application.
-            let side = application_side(shared, &connection, &mut application);
-            let result = relay::tunnel(side, stream, &Reversed(&connection)).await;
-            application.end();
-            result.map_or_else(|error| error.outcome(), |_end| Outcome::Complete)
-        }
-        Err(error) => relay::RelayError::Http2(error).outcome(),
-    };
-    observe(shared, &connection, &application);
-    connection.finish(&outcome);
+    let stream = respond.send_response(response, false).map(|send| TunnelStream { send, receive });
+    Some(Open { connection, application, stream })
 }
 
 /// Everything that can be said before the connection counts.

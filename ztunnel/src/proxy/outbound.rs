@@ -110,15 +110,23 @@ async fn tunnel(
     socket: &mut TcpStream,
     connection: &Connection,
 ) -> Result<End, Outcome> {
-    let traceparent = TraceParent::new(&mut entropy);
-    let request = match connect::request(&hop.authority, proxy.baggage(source), &forwarded, &traceparent) {
-        Ok(request) => request,
-        Err(error) => return Err(Outcome::Io(error.to_string())),
-    };
-    let Opened { stream, lease, .. } = proxy.pool.open(hop, &request).await?;
+    // What only the opening needs is on the heap: it is gone before the connection becomes one of thousands.
+    let Opened { stream, lease, .. } = Box::pin(open(proxy, source, hop, forwarded)).await?;
     let metered = Metered { connection, lease: &lease };
     let application = application_side(&proxy.context.shared, connection, socket);
     relay::tunnel(application, stream, &metered).await.map_err(|error| error.outcome())
+}
+
+async fn open(
+    proxy: &Rc<PodProxy>,
+    source: &Arc<Workload>,
+    hop: &Hop,
+    forwarded: Forwarded,
+) -> Result<Opened, Outcome> {
+    let traceparent = TraceParent::new(&mut entropy);
+    let request = connect::request(&hop.authority, proxy.baggage(source), &forwarded, &traceparent)
+        .map_err(|error| Outcome::Io(error.to_string()))?;
+    proxy.pool.open(hop, &request).await
 }
 
 /// Bytes count for the connection and for the tunnel that carries it.

@@ -290,7 +290,8 @@ impl Writer<'_> {
         while !data.is_empty() {
             let part = &data[..data.len().min(LARGEST_WRITE)];
             if self.valve.as_mut().is_some_and(|valve| !valve.admits(part.len())) {
-                timer::sleep(pause).await;
+                // Rare, so on the heap: every connection would carry room for it.
+                Box::pin(timer::sleep(pause)).await;
                 pause = (pause * 2).min(LONGEST_VALVE_PAUSE);
                 continue;
             }
@@ -306,23 +307,28 @@ impl Writer<'_> {
     /// Sends FIN. A peer that is gone already needs none.
     async fn shut(&mut self) -> io::Result<()> {
         if let Some(valve) = self.valve.take() {
-            wait_until(|| valve.is_drained()).await;
-            // Who has read the end of the other direction has read everything in it.
-            if !self.progress.ended.get() {
-                let position = valve.close_gate();
-                let progress = self.progress;
-                let is_read = wait_until(|| progress.ended.get() || progress.bytes.get() >= position);
-                // A redirect that the kernel announced and then failed would never be read.
-                if tokio::time::timeout(LONGEST_GATE_WAIT, is_read).await.is_err() {
-                    debug!("a redirected message never came");
-                }
-            }
+            Box::pin(settle(&valve, self.progress)).await;
         }
         self.progress.ended_after_ours.set(!self.progress.ended.get());
         match self.half.shutdown().await {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
             result => result,
         }
+    }
+}
+
+/// Waits until nothing that was redirected is unread on either side.
+async fn settle(valve: &Valve, progress: &Progress) {
+    wait_until(|| valve.is_drained()).await;
+    // Who has read the end of the other direction has read everything in it.
+    if progress.ended.get() {
+        return;
+    }
+    let position = valve.close_gate();
+    let is_read = wait_until(|| progress.ended.get() || progress.bytes.get() >= position);
+    // A redirect that the kernel announced and then failed would never be read.
+    if tokio::time::timeout(LONGEST_GATE_WAIT, is_read).await.is_err() {
+        debug!("a redirected message never came");
     }
 }
 
@@ -351,7 +357,7 @@ async fn copy(
         write.write_all(&chunk).await.map_err(|error| broken(error, &failed))?;
         if read.is_bulk() && write.valve.is_none() {
             let moving = splice::bulk(read.half.as_ref(), write.half.as_ref(), |n| read.note(n, &count));
-            match moving.await.map_err(|error| broken(error, &failed))? {
+            match Box::pin(moving).await.map_err(|error| broken(error, &failed))? {
                 Stopped::End => {
                     read.progress.ended.set(true);
                     break;

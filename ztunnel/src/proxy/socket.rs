@@ -172,11 +172,11 @@ impl PodSockets {
     }
 
     fn outgoing(&self, to: SocketAddr) -> io::Result<Socket> {
-        let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+        let kind = Type::STREAM.nonblocking();
+        let socket = Socket::new(Domain::for_address(to), kind, Some(Protocol::TCP))?;
         self.mark(&socket)?;
         socket.set_tcp_nodelay(true)?;
         self.keep_alive(SockRef::from(&socket));
-        socket.set_nonblocking(true)?;
         Ok(socket)
     }
 
@@ -233,14 +233,8 @@ impl Drop for Guarded {
 /// Binds to an address that is not the pod's. The listening side sees the true client.
 fn bind_foreign(socket: &Socket, source: IpAddr) -> io::Result<()> {
     match source {
-        IpAddr::V4(_) => {
-            socket.set_ip_transparent_v4(true)?;
-            socket.set_freebind_v4(true)?;
-        }
-        IpAddr::V6(_) => {
-            sockopt::set_ipv6_transparent(socket)?;
-            sockopt::set_ipv6_freebind(socket)?;
-        }
+        IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+        IpAddr::V6(_) => sockopt::set_ipv6_transparent(socket)?,
     }
     // Or every connection would take one of the address' ports for itself, until it has left TIME_WAIT.
     sockopt::set_bind_address_no_port(socket)?;

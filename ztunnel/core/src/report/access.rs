@@ -297,16 +297,24 @@ fn visit_party(party: &Party<'_>, names: [&'static str; 4], visit: &mut Visit<'_
 impl fmt::Display for AccessEntry<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}\t", self.event.message())?;
-        let mut first = true;
+        let (mut first, mut text) = (true, String::new());
         self.visit(&mut |name, value| {
             if !std::mem::take(&mut first) {
                 f.write_char(' ')?;
             }
-            write!(f, "{name}=")?;
+            f.write_str(name)?;
+            f.write_char('=')?;
+            text.clear();
             match value {
-                Value::Plain(value) => write_plain(f, &value.to_string()),
-                Value::Quoted(value) => write!(f, "{:?}", value.to_string()),
                 Value::Number(number) => write!(f, "{number}"),
+                Value::Plain(value) => {
+                    write!(text, "{value}")?;
+                    write_plain(f, &text)
+                }
+                Value::Quoted(value) => {
+                    write!(text, "{value}")?;
+                    write_quoted(f, &text)
+                }
             }
         })
     }
@@ -319,6 +327,17 @@ fn write_plain(f: &mut fmt::Formatter<'_>, value: &str) -> fmt::Result {
     } else {
         write!(f, "{value:?}")
     }
+}
+
+/// As `{value:?}`, which looks at every character twice; hardly any value has one to escape.
+fn write_quoted(f: &mut fmt::Formatter<'_>, value: &str) -> fmt::Result {
+    let is_plain = |byte: u8| (byte.is_ascii_graphic() || byte == b' ') && byte != b'"' && byte != b'\\';
+    if !value.bytes().all(is_plain) {
+        return write!(f, "{value:?}");
+    }
+    f.write_char('"')?;
+    f.write_str(value)?;
+    f.write_char('"')
 }
 
 fn write_json(out: &mut String, value: &str) -> fmt::Result {
