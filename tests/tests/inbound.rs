@@ -42,11 +42,13 @@ fn plaintext_reaches_a_captured_pod_with_the_callers_address() {
                 (metrics.sum("istio_tcp_connections_closed_total", &labels) - 4.0).abs() < 0.5
             })
         })?;
-        let lines = mesh.node("n1").access_log();
-        let plain =
-            lines.iter().filter(|entry| entry.is(&[("direction", "inbound"), ("src.workload", "plain")]));
-        ensure!(plain.count() == 2, "{lines:?}");
-        Ok(())
+        wait::ok("two lines about the plain pod", SOON, || {
+            let lines = mesh.node("n1").access_log();
+            let plain =
+                lines.iter().filter(|entry| entry.is(&[("direction", "inbound"), ("src.workload", "plain")]));
+            ensure!(plain.count() == 2, "{lines:?}");
+            Ok(())
+        })
     })
     .unwrap();
 }
@@ -74,7 +76,9 @@ fn the_tunnels_identity_is_in_metrics_and_log_of_the_destination() {
             })?;
             let own = mesh.pod("server").addr(15008).to_string();
             let fields = [("direction", "inbound"), ("src.identity", &identity), ("dst.addr", &own)];
-            ensure!(mesh.node("n1").access_log().iter().any(|entry| entry.is(&fields)), "{fields:?}");
+            wait::until("its line in the log", SOON, || {
+                mesh.node("n1").access_log().iter().any(|entry| entry.is(&fields))
+            })?;
         }
         drop(server);
         Ok(())
@@ -110,12 +114,14 @@ fn a_policy_lets_in_whom_it_names_and_nobody_else() {
                 (metrics.sum("istio_tcp_connections_closed_total", &labels) - 3.0).abs() < 0.5
             })
         })?;
-        let lines = mesh.node("n1").access_log();
         let denied = |entry: &&ztunnel_tests::observe::AccessEntry| {
             entry.get("error").contains("allow policies exist, but none allowed")
         };
-        ensure!(lines.iter().filter(denied).count() == 3, "{lines:?}");
-        Ok(())
+        wait::ok("three lines about it", SOON, || {
+            let lines = mesh.node("n1").access_log();
+            ensure!(lines.iter().filter(denied).count() == 3, "{lines:?}");
+            Ok(())
+        })
     })
     .unwrap();
 }

@@ -10,7 +10,7 @@ use ztunnel_tests::mesh::MeshBuilder;
 use ztunnel_tests::observe::Sniffer;
 use ztunnel_tests::traffic::Server;
 use ztunnel_tests::traffic::stream::is_turned_away;
-use ztunnel_tests::{Mesh, Node, PodSpec, in_every_mode, wait};
+use ztunnel_tests::{Mesh, Node, Pod, PodSpec, in_every_mode, wait};
 
 const SOON: Duration = Duration::from_secs(10);
 const NEEDLE: &[u8] = b"this must never cross the wire in the clear";
@@ -210,6 +210,46 @@ fn traffic_within_a_pod_is_left_alone() {
         let metrics = mesh.node("n1").metrics()?;
         let opened = metrics.sum("istio_tcp_connections_opened_total", &[]);
         ensure!(opened.abs() < 0.5, "ztunnel saw {opened} connections");
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// How many of our sockets on a listening port are in TIME_WAIT in the pod's namespace.
+fn time_waits(pod: &Pod, port: u16) -> Result<usize> {
+    let tables = pod.run(|| {
+        ["tcp", "tcp6"].map(|table| std::fs::read_to_string(format!("/proc/thread-self/net/{table}")))
+    });
+    let ours = format!(":{port:04X}");
+    // `sl local_address rem_address st …`, addresses and state in hexadecimal.
+    let is_ours = |line: &&str| {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        words.next().is_some_and(|local| local.ends_with(&ours)) && words.nth(1) == Some("06")
+    };
+    tables.into_iter().map(|table| Ok(table?.lines().filter(is_ours).count())).sum()
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn connections_that_the_server_ended_leave_no_time_wait_on_our_ports() {
+    in_every_mode(mesh, |mesh| {
+        let servers = [8090, 8091].map(|port| Server::banner(mesh.pod("far"), port, "over"));
+        for port in [8090, 8091].into_iter().cycle().take(40) {
+            for to in [mesh.pod("far").addr(port), mesh.pod("far").addr6(port)] {
+                // From the mesh to our 15001, from outside it to our 15006.
+                for from in ["client", "plain"] {
+                    ensure!(mesh.pod(from).dial(to)?.read_all()? == b"over");
+                }
+            }
+        }
+        for (name, port) in [("client", 15001), ("far", 15006)] {
+            wait::ok("nothing to wait on our port", SOON, || {
+                let left = time_waits(mesh.pod(name), port)?;
+                ensure!(left == 0, "{left} sockets of port {port} in {name} are in TIME_WAIT");
+                Ok(())
+            })?;
+        }
+        drop(servers);
         Ok(())
     })
     .unwrap();
