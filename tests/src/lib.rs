@@ -21,6 +21,7 @@
 //!
 //! * [`mesh`]: the builder, nodes and pods together. [`pod`], [`node`]: one of each.
 //! * [`agent`]: the node agent that tells a ztunnel which pods it serves. [`redirect`]: the rules in a pod.
+//! * [`istiod`]: the control plane, on a real socket, with faults that can be scripted.
 //! * [`netns`], [`cgroup`], [`launch`]: where code and programs run. [`cleanup`]: nothing stays behind.
 //! * [`traffic`]: servers and clients that know every byte. [`peer`]: a raw HBONE peer that misbehaves.
 //! * [`observe`]: access log, metrics and what crosses the wire. [`http`]: to ask a ztunnel.
@@ -30,6 +31,7 @@ pub mod agent;
 pub mod cgroup;
 pub mod cleanup;
 pub mod http;
+pub mod istiod;
 pub mod launch;
 pub mod mesh;
 pub mod modes;

@@ -3,10 +3,15 @@
 
 use std::error::Error;
 
+const FOLDER: &str = "../proto";
+const FILES: [&str; 4] = ["zds.proto", "discovery.proto", "workload.proto", "authorization.proto"];
+
 fn main() -> Result<(), Box<dyn Error>> {
-    let proto = "../proto/zds.proto";
-    println!("cargo::rerun-if-changed={proto}");
-    let descriptors = protox::compile([proto], ["../proto"])?;
-    prost_build::Config::new().compile_fds(descriptors)?;
+    for file in FILES {
+        println!("cargo::rerun-if-changed={FOLDER}/{file}");
+    }
+    let descriptors = protox::compile(FILES, [FOLDER])?;
+    // `Bytes`: what was received is not copied before it is understood.
+    prost_build::Config::new().bytes(["."]).compile_fds(descriptors)?;
     Ok(())
 }

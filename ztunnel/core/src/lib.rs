@@ -12,7 +12,7 @@
 //! * [`route`], [`lb`]: where a connection goes.
 //! * [`authz`]: whether it may.
 //! * [`hbone`]: how it travels between proxies.
-//! * [`zds`]: which pods are served.
+//! * [`zds`]: which pods are served. [`xds`]: how the mesh becomes known.
 //! * [`pool`]: which tunnel carries it.
 //! * [`report`]: what is said about it.
 //! * [`fastpath`]: whether the kernel may carry its bytes.
@@ -30,6 +30,7 @@ pub mod lb;
 
 pub mod authz;
 pub mod hbone;
+pub mod xds;
 pub mod zds;
 
 pub mod pool;
