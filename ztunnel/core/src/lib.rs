@@ -13,6 +13,7 @@
 //! * [`authz`]: whether it may.
 //! * [`hbone`]: how it travels between proxies.
 //! * [`zds`]: which pods are served. [`xds`]: how the mesh becomes known.
+//! * [`certs`]: which certificate is fetched when.
 //! * [`pool`]: which tunnel carries it.
 //! * [`report`]: what is said about it.
 //! * [`fastpath`]: whether the kernel may carry its bytes.
@@ -29,6 +30,7 @@ pub mod route;
 pub mod lb;
 
 pub mod authz;
+pub mod certs;
 pub mod hbone;
 pub mod xds;
 pub mod zds;
