@@ -15,11 +15,12 @@ use ztunnel_core::mesh::{Mesh, local};
 
 use crate::admin::http::{self, Reach};
 use crate::admin::readiness::Readiness;
-use crate::admin::{ADMIN_PORT, Doors, METRICS_PORT, READINESS_PORT};
-use crate::certs::CertStore;
+use crate::admin::{Doors, READINESS_PORT};
 use crate::certs::local_ca::LocalCa;
+use crate::certs::remote_ca::{Caller, RemoteCa};
+use crate::certs::{CertStore, Source, keeper};
 use crate::config::env::Env;
-use crate::config::{CaConfig, Config, MeshSource};
+use crate::config::{CaConfig, Config, MeshSource, ProxyMode};
 use crate::fastpath::FastPath;
 use crate::inpod::Agent;
 use crate::inpod::pods::Pods;
@@ -50,33 +51,48 @@ pub fn run(env: &impl Env) -> anyhow::Result<()> {
     netns::remember_home()
         .context("cannot enter network namespaces: CAP_SYS_ADMIN is missing; run `ztunnel doctor`")?;
     let mesh = load_mesh(&config.mesh)?;
-    let authority = match &config.ca {
-        CaConfig::None => None,
-        CaConfig::Local(directory) => {
-            warn!(directory = %directory.display(), "certificates come from the local authority: NOT FOR PRODUCTION");
-            let authority = LocalCa::open(directory);
-            Some(authority.with_context(|| format!("FAKE_CA_DIR={}", directory.display()))?)
-        }
-    };
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let tag = env.get("ISTIO_META_ISTIO_VERSION").unwrap_or_else(|| "unknown".into());
+    let source = certificates(&config)?;
     let shared = Arc::new(Shared {
         mesh: SharedMesh::new(mesh),
-        certs: CertStore::new(authority),
+        certs: CertStore::default(),
         metrics: Metrics::default(),
         fastpath: FastPath::start(config.fastpath.clone()),
         config,
     });
-    LocalSet::new().block_on(&runtime, serve(shared, tag))
+    LocalSet::new().block_on(&runtime, serve(shared, source, tag))
 }
 
-async fn serve(shared: Arc<Shared>, tag: String) -> anyhow::Result<()> {
+/// Where certificates come from.
+fn certificates(config: &Config) -> anyhow::Result<Source> {
+    match &config.ca {
+        CaConfig::Local(directory) => {
+            warn!(directory = %directory.display(), "certificates come from the local authority: NOT FOR PRODUCTION");
+            let authority = LocalCa::open(directory);
+            Ok(Source::Local(authority.with_context(|| format!("FAKE_CA_DIR={}", directory.display()))?))
+        }
+        CaConfig::Remote(remote) => {
+            info!(address = %remote.server.address, "certificates come from the control plane");
+            let caller = match config.mode {
+                ProxyMode::Shared => Caller::Node,
+                ProxyMode::Dedicated(_) => Caller::Workload,
+            };
+            Ok(Source::Remote(RemoteCa::new((**remote).clone(), config.tunnels.tls, caller)))
+        }
+    }
+}
+
+async fn serve(shared: Arc<Shared>, source: Source, tag: String) -> anyhow::Result<()> {
     let readiness = Readiness::default();
     for task in [STATE_MANAGER, PROXY, WORKLOAD_MANAGER] {
         readiness.hold(task);
     }
     let workers = Workers::start_threads(shared.config.workers).context("worker threads")?;
     let pods = Pods::new(Arc::clone(&shared), workers, shared.metrics.pods());
+    let keeper = keeper::keep(shared.certs.clone(), shared.mesh.clone(), source);
+    // Ends with the runtime: certificates are renewed while connections drain.
+    tokio::task::spawn_local(keeper);
     let (quit, mut asked_to_quit) = mpsc::channel(1);
     let doors =
         Doors { shared: Arc::clone(&shared), pods: pods.clone(), readiness: readiness.clone(), quit, tag };
@@ -136,10 +152,12 @@ fn open_doors(doors: &Doors) -> anyhow::Result<tokio::task::JoinSet<()>> {
     let listeners = http::bind(READINESS_PORT, Reach::Everywhere).context("readiness server starts")?;
     let readiness = doors.clone();
     servers.spawn_local(http::serve(listeners, move |request| readiness.readiness(request)));
-    let listeners = http::bind(ADMIN_PORT, Reach::Localhost).context("admin server starts")?;
+    let listeners =
+        http::bind(doors.shared.config.ports.admin, Reach::Localhost).context("admin server starts")?;
     let admin = doors.clone();
     servers.spawn_local(http::serve(listeners, move |request| admin.admin(request)));
-    let listeners = http::bind(METRICS_PORT, Reach::Everywhere).context("stats server starts")?;
+    let listeners =
+        http::bind(doors.shared.config.ports.metrics, Reach::Everywhere).context("stats server starts")?;
     let metrics = doors.clone();
     servers.spawn_local(http::serve(listeners, move |request| metrics.metrics(request)));
     Ok(servers)

@@ -3,7 +3,7 @@
 //!
 //! * [`app`]: builds every part once, in order, and owns the end. [`config`]: what the operator asked for.
 //! * [`inpod`]: which pods to serve. [`worker`]: the threads that do. [`proxy`]: one pod's proxy.
-//! * [`hbone`], [`tls`], [`certs`]: tunnels, and who may use them.
+//! * [`hbone`], [`tls`], [`certs`]: tunnels, and who may use them. [`grpc`]: the way to the control plane.
 //! * [`fastpath`]: local hops in the kernel. [`sys`]: system calls, the only `unsafe`.
 //! * [`mesh`]: the shared view of the mesh. [`telemetry`], [`admin`]: what others see of us.
 //! * [`doctor`], [`cli`]: the commands beside the proxy.
@@ -16,6 +16,7 @@ pub mod config;
 pub mod doctor;
 pub mod entropy;
 pub mod fastpath;
+pub mod grpc;
 pub mod hbone;
 pub mod inpod;
 pub mod mesh;

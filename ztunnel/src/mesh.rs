@@ -38,6 +38,11 @@ impl SharedMesh {
         result
     }
 
+    /// Tells of every change from now on.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
     /// The workload of a local pod, if the control plane has described it.
     pub fn find_local(&self, pod: &LocalPod) -> Option<Arc<Workload>> {
         self.read(|mesh| {

@@ -19,9 +19,13 @@ use rcgen::{
 };
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::CertifiedKey;
+use ztunnel_core::certs::Validity;
 use ztunnel_core::identity::Identity;
 
-use super::{CertError, Certificate};
+use super::{CertError, Certificate, Roots};
+use crate::config::TlsConfig;
+use crate::tls;
 
 /// Life of a workload's certificate.
 const LEAF_LIFE: Duration = Duration::from_secs(24 * 3600);
@@ -34,7 +38,7 @@ const ROOT_KEY: &str = "root-key.pem";
 /// The authority: a root that signs every workload's certificate directly.
 pub struct LocalCa {
     issuer: Issuer<'static, KeyPair>,
-    roots: Arc<rustls::RootCertStore>,
+    roots: Arc<Roots>,
 }
 
 impl std::fmt::Debug for LocalCa {
@@ -66,9 +70,10 @@ impl LocalCa {
         let certificate = fs::read_to_string(&certificate_path)?;
         let key = KeyPair::from_pem(&fs::read_to_string(&key_path)?).map_err(|error| wrong(&error))?;
         let issuer = Issuer::from_ca_cert_pem(&certificate, key).map_err(|error| wrong(&error))?;
-        let mut roots = rustls::RootCertStore::empty();
+        let mut store = rustls::RootCertStore::empty();
         let der = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|error| wrong(&error))?;
-        roots.add(der).map_err(|error| wrong(&error))?;
+        store.add(der.clone()).map_err(|error| wrong(&error))?;
+        let roots = Roots { store: Arc::new(store), certificates: vec![der] };
         Ok(Self { issuer, roots: Arc::new(roots) })
     }
 
@@ -77,7 +82,7 @@ impl LocalCa {
     /// # Errors
     /// The identity cannot be written as a URI name.
     pub fn issue(&self, identity: &Identity, now: SystemTime) -> Result<Certificate, CertError> {
-        let signing = |error: rcgen::Error| CertError::Signing(error.to_string());
+        let signing = |error: rcgen::Error| CertError::Request(error.to_string());
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(signing)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
@@ -90,13 +95,15 @@ impl LocalCa {
         params.not_before = not_before.into();
         params.not_after = not_after.into();
         let certificate = params.signed_by(&key, &self.issuer).map_err(signing)?;
+        let secret = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let chain = vec![certificate.der().clone()];
+        let key = CertifiedKey::from_der(chain, secret, &tls::provider(TlsConfig::default()))
+            .map_err(|error| CertError::Request(error.to_string()))?;
         Ok(Certificate {
             identity: identity.clone(),
-            chain: vec![certificate.der().clone()],
-            key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+            key: Arc::new(key),
             roots: Arc::clone(&self.roots),
-            not_before,
-            not_after,
+            validity: Validity { not_before, not_after },
         })
     }
 }

@@ -7,6 +7,9 @@ use std::time::Duration;
 pub trait Env {
     /// The raw value of a variable, if it is set.
     fn get(&self, name: &str) -> Option<String>;
+
+    /// Every variable whose name starts with `prefix`, by the rest of its name, sorted.
+    fn with_prefix(&self, prefix: &str) -> Vec<(String, String)>;
 }
 
 /// The environment of this process.
@@ -18,12 +21,34 @@ impl Env for ProcessEnv {
         #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
         std::env::var(name).ok()
     }
+
+    fn with_prefix(&self, prefix: &str) -> Vec<(String, String)> {
+        let all = std::env::vars_os().filter_map(|(name, value)| {
+            let name = name.to_str()?.strip_prefix(prefix)?.to_owned();
+            Some((name, value.into_string().ok()?))
+        });
+        sorted(all)
+    }
 }
 
 impl Env for &[(&str, &str)] {
     fn get(&self, name: &str) -> Option<String> {
         self.iter().rev().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
     }
+
+    fn with_prefix(&self, prefix: &str) -> Vec<(String, String)> {
+        sorted(
+            self.iter().filter_map(|(name, value)| {
+                Some((name.strip_prefix(prefix)?.to_owned(), (*value).to_owned()))
+            }),
+        )
+    }
+}
+
+fn sorted(variables: impl Iterator<Item = (String, String)>) -> Vec<(String, String)> {
+    let mut all: Vec<_> = variables.collect();
+    all.sort();
+    all
 }
 
 /// A setting that cannot be used.
@@ -36,6 +61,13 @@ pub struct ConfigError {
     pub value: String,
     /// What would be accepted.
     pub accepted: String,
+}
+
+impl ConfigError {
+    /// `value` cannot be used as `name`; `accepted` says what could.
+    pub fn new(name: &'static str, value: impl Into<String>, accepted: impl Into<String>) -> Self {
+        Self { name, value: value.into(), accepted: accepted.into() }
+    }
 }
 
 /// Reads one variable with `parse`; unset gives `default`.

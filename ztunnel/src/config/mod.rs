@@ -1,22 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the operator asked for: one struct per subsystem, read once at start.
+//!
+//! * [`env`]: the environment. * [`proxy_config`]: Istio's mesh configuration.
+//! * [`mode`], [`threads`]: whom we serve, and with how many threads.
+//! * [`control_plane`], [`ca`]: the servers of the control plane.
 
+pub mod ca;
+pub mod control_plane;
 pub mod env;
+pub mod mode;
+pub mod proxy_config;
+mod threads;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ztunnel_core::fastpath::{Mode, Pattern};
 
+use crate::admin::{ADMIN_PORT, METRICS_PORT};
 use crate::fastpath;
+pub use ca::CaConfig;
 pub use env::ConfigError;
 use env::{Env, boolean, duration, number, parsed};
+pub use mode::ProxyMode;
+use proxy_config::ProxyConfig;
 
 /// All settings.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// Whom we serve.
+    pub mode: ProxyMode,
     /// Who we are.
     pub node: NodeConfig,
+    /// The side doors.
+    pub ports: Ports,
     /// Sockets inside the pods.
     pub sockets: SocketConfig,
     /// Tunnels to other proxies.
@@ -25,6 +42,8 @@ pub struct Config {
     pub mesh: MeshSource,
     /// Where certificates come from.
     pub ca: CaConfig,
+    /// `CRL_PATH`: the certificates that are revoked.
+    pub crl: Option<PathBuf>,
     /// The node agent's socket.
     pub inpod_uds: PathBuf,
     /// Threads that carry traffic.
@@ -44,11 +63,31 @@ pub struct NodeConfig {
     pub network: String,
 }
 
+/// Ports of our own servers. Readiness has none of its choosing: 15021.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ports {
+    /// ProxyConfig's `proxyAdminPort`.
+    pub admin: u16,
+    /// ProxyConfig's `statsPort`.
+    pub metrics: u16,
+}
+
+/// What every handshake offers, towards peers and towards the control plane.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// `TLS12_ENABLED=true`: TLS 1.2 as well as 1.3.
+    pub tls12: bool,
+    /// `COMPLIANCE_POLICY=pqc`: only post-quantum key exchange.
+    pub post_quantum_only: bool,
+}
+
 /// Options of the sockets that we make in pods.
 #[derive(Debug, Clone, Copy)]
 pub struct SocketConfig {
     /// `PACKET_MARK`: exempts our packets from redirection; 0 marks nothing.
     pub mark: u32,
+    /// Listeners carry the mark, and what they accept inherits it; if not, only what we open does.
+    pub mark_listeners: bool,
     /// `INPOD_PORT_REUSE`: an old and a new ztunnel may listen in one pod.
     pub port_reuse: bool,
     /// `ENABLE_ORIG_SRC`: keep the client's address towards the application; `None` tries.
@@ -57,6 +96,8 @@ pub struct SocketConfig {
     pub ipv6: bool,
     /// `KEEPALIVE_*`; `None` when disabled.
     pub keepalive: Option<Keepalive>,
+    /// `USER_TIMEOUT_ENABLED`: how long sent bytes may go without being acknowledged.
+    pub user_timeout: Option<Duration>,
 }
 
 /// TCP keepalive.
@@ -85,6 +126,8 @@ pub struct TunnelConfig {
     pub frame_size: u32,
     /// `ENABLE_RESPONSE_BAGGAGE`.
     pub response_baggage: bool,
+    /// What their handshakes offer.
+    pub tls: TlsConfig,
 }
 
 /// Where the description of the mesh comes from.
@@ -98,62 +141,74 @@ pub enum MeshSource {
     Empty,
 }
 
-/// Where certificates come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CaConfig {
-    /// `FAKE_CA=true`: a root made once in this directory (`FAKE_CA_DIR`), shared by the nodes of a local run. Not for production.
-    Local(PathBuf),
-    /// No CA: every connection that needs a certificate is refused.
-    None,
-}
-
 impl Config {
     /// Reads every setting from `env`.
     ///
     /// # Errors
     /// The first setting that cannot be used.
     pub fn from_env(env: &impl Env) -> Result<Self, ConfigError> {
-        match parsed(env, "PROXY_MODE", "shared".to_owned(), |text| Ok(text.to_owned()))?.as_str() {
-            "shared" => {}
-            other => return Err(unsupported("PROXY_MODE", other, "only `shared` is supported so far")),
+        if !parsed(env, "ENABLE_PROXY", true, boolean)? {
+            let accepted = "expected true: without the proxy there is nothing to run";
+            return Err(unsupported("ENABLE_PROXY", "false", accepted));
         }
+        let mode = mode::read(env)?;
+        let proxy = ProxyConfig::read(env)?;
         if let Some(address) = env.get("XDS_ADDRESS").filter(|address| !address.is_empty()) {
             let accepted = "a control plane is not supported so far: leave it empty and set LOCAL_XDS_PATH";
             return Err(unsupported("XDS_ADDRESS", &address, accepted));
         }
         Ok(Self {
+            ports: Ports {
+                admin: proxy.proxy_admin_port.unwrap_or(ADMIN_PORT),
+                metrics: proxy.stats_port.unwrap_or(METRICS_PORT),
+            },
             node: NodeConfig {
                 name: env.get("NODE_NAME").filter(|name| !name.is_empty()),
                 network: env.get("NETWORK").unwrap_or_default(),
             },
-            sockets: sockets(env)?,
+            sockets: sockets(env, &mode)?,
             tunnels: tunnels(env)?,
             mesh: mesh_source(env)?,
-            ca: if parsed(env, "FAKE_CA", false, boolean)? {
-                CaConfig::Local(path(env, "FAKE_CA_DIR", "/tmp/ztunnel-local-ca"))
-            } else {
-                CaConfig::None
-            },
+            ca: ca::read(env)?,
+            crl: env.get("CRL_PATH").filter(|path| !path.is_empty()).map(PathBuf::from),
             inpod_uds: path(env, "INPOD_UDS", "/var/run/ztunnel/ztunnel.sock"),
-            workers: workers(env)?,
+            workers: threads::read(env, &proxy)?,
             drain_deadline: drain_deadline(env)?,
             fastpath: fastpath_config(env)?,
+            mode,
         })
     }
 }
 
-fn sockets(env: &impl Env) -> Result<SocketConfig, ConfigError> {
+fn sockets(env: &impl Env, mode: &ProxyMode) -> Result<SocketConfig, ConfigError> {
+    let shared = *mode == ProxyMode::Shared;
     let keepalive = Keepalive {
         time: parsed(env, "KEEPALIVE_TIME", Duration::from_secs(180), duration)?,
         interval: parsed(env, "KEEPALIVE_INTERVAL", Duration::from_secs(180), duration)?,
         retries: parsed(env, "KEEPALIVE_RETRIES", 9, number)?,
     };
+    // As long as keepalive would take to notice.
+    let user_timeout = keepalive.time.saturating_add(keepalive.interval.saturating_mul(keepalive.retries));
     Ok(SocketConfig {
-        mark: parsed(env, "PACKET_MARK", 1337, number)?,
+        mark: parsed(env, "PACKET_MARK", if shared { 1337 } else { 0 }, number)?,
+        mark_listeners: shared,
         port_reuse: parsed(env, "INPOD_PORT_REUSE", true, boolean)?,
         original_source: parsed(env, "ENABLE_ORIG_SRC", None, |text| boolean(text).map(Some))?,
         ipv6: parsed(env, "IPV6_ENABLED", true, boolean)?,
         keepalive: parsed(env, "KEEPALIVE_ENABLED", true, boolean)?.then_some(keepalive),
+        user_timeout: parsed(env, "USER_TIMEOUT_ENABLED", false, boolean)?.then_some(user_timeout),
+    })
+}
+
+fn tls(env: &impl Env) -> Result<TlsConfig, ConfigError> {
+    Ok(TlsConfig {
+        // Exactly `true`: upstream takes anything else for off, and so may somebody's manifest.
+        tls12: env.get("TLS12_ENABLED").is_some_and(|value| value == "true"),
+        post_quantum_only: parsed(env, "COMPLIANCE_POLICY", false, |text| match text {
+            "" => Ok(false),
+            "pqc" => Ok(true),
+            _ => Err("expected pqc, or nothing".to_owned()),
+        })?,
     })
 }
 
@@ -178,6 +233,7 @@ fn tunnels(env: &impl Env) -> Result<TunnelConfig, ConfigError> {
         connection_window: parsed(env, "HTTP2_CONNECTION_WINDOW_SIZE", 16 << 20, window)?,
         frame_size: parsed(env, "HTTP2_FRAME_SIZE", 1 << 20, frame)?,
         response_baggage: parsed(env, "ENABLE_RESPONSE_BAGGAGE", true, boolean)?,
+        tls: tls(env)?,
     })
 }
 
@@ -190,25 +246,6 @@ fn mesh_source(env: &impl Env) -> Result<MeshSource, ConfigError> {
         (None, Some(text)) => Ok(MeshSource::Inline(text)),
         (None, None) => Ok(MeshSource::Empty),
     }
-}
-
-/// Number of worker threads: a number, a percentage of the CPUs, 0 for all CPUs; by default a quarter of them, at least 2.
-fn workers(env: &impl Env) -> Result<usize, ConfigError> {
-    let cpus = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    parsed(env, "ZTUNNEL_WORKER_THREADS", cpus.div_ceil(4).max(2), |text| {
-        let wrong = || "expected a number of threads, 0 for all CPUs, or 1% to 100%".to_owned();
-        if let Some(percent) = text.strip_suffix('%') {
-            return match percent.parse::<usize>() {
-                Ok(percent @ 1..=100) => Ok((cpus * percent).div_ceil(100).max(1)),
-                _ => Err(wrong()),
-            };
-        }
-        match text.parse::<u16>() {
-            Ok(0) => Ok(cpus),
-            Ok(threads) => Ok(usize::from(threads)),
-            Err(_) => Err(wrong()),
-        }
-    })
 }
 
 /// `CONNECTION_TERMINATION_DEADLINE`, else derived from the pod's grace period, else 5 s.
@@ -264,7 +301,9 @@ mod tests {
         assert_eq!(config.tunnels.max_streams, 100);
         assert_eq!(config.tunnels.stream_window, 4_194_304);
         assert_eq!(config.drain_deadline, Duration::from_secs(5));
-        assert_eq!(config.ca, CaConfig::None);
+        assert!(matches!(config.ca, CaConfig::Remote(_)));
+        assert_eq!(config.mode, ProxyMode::Shared);
+        assert_eq!(config.ports, Ports { admin: 15000, metrics: 15020 });
         assert_eq!(config.mesh, MeshSource::Empty);
         assert!(config.workers >= 2);
     }
@@ -282,6 +321,11 @@ mod tests {
         for (name, value) in [
             ("XDS_ADDRESS", "istiod:15012"),
             ("PROXY_MODE", "both"),
+            ("ENABLE_PROXY", "false"),
+            ("COMPLIANCE_POLICY", "fips"),
+            ("PROXY_CONFIG", "concurrency: many"),
+            ("SECRET_TTL", "0"),
+            ("CA_ADDRESS", ""),
             ("PACKET_MARK", "-1"),
             ("POOL_MAX_STREAMS_PER_CONNECTION", "0"),
             ("HTTP2_FRAME_SIZE", "100"),
@@ -293,5 +337,14 @@ mod tests {
             assert_eq!(read(&[(name, value)]).unwrap_err().name, name);
         }
         assert!(read(&[("LOCAL_XDS_PATH", "a"), ("LOCAL_XDS", "b")]).is_err());
+    }
+
+    #[test]
+    fn a_dedicated_proxy_marks_nothing_unless_it_is_told_to() {
+        let dedicated = [("PROXY_MODE", "dedicated"), ("PROXY_WORKLOAD_INFO", "a/b/c"), ("PACKET_MARK", "7")];
+        let config = read(&dedicated[..2]).unwrap();
+        assert_eq!((config.sockets.mark, config.sockets.mark_listeners), (0, false));
+        let config = read(&dedicated).unwrap();
+        assert_eq!((config.sockets.mark, config.sockets.mark_listeners), (7, false));
     }
 }

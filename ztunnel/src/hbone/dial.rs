@@ -40,8 +40,8 @@ pub(super) async fn dial(
     address: SocketAddr,
     expected: &[Identity],
 ) -> Result<Dialed, Outcome> {
-    let certificate = certs.current().map_err(|error| Outcome::Identity(error.to_string()))?;
-    let tls = tls::client_config(&certificate, expected)
+    let certificate = certs.current().await.map_err(|error| Outcome::Identity(error.to_string()))?;
+    let tls = tls::client_config(&certificate, expected, config.tls)
         .map_err(|error| Outcome::Tls { stage: TlsStage::Config, error: error.to_string() })?;
     let socket =
         sockets.connect(address).await.map_err(|error| Outcome::connect_failed(&error, Leg::Hbone))?;

@@ -10,6 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -60,7 +61,7 @@ struct Tunnel {
 /// The tunnels of one pod on one worker.
 pub struct TunnelPool {
     sockets: PodSockets,
-    certs: Rc<PodCerts>,
+    certs: Arc<PodCerts>,
     config: TunnelConfig,
     core: RefCell<Pool<Key>>,
     tunnels: RefCell<HashMap<TunnelId, Tunnel>>,
@@ -129,7 +130,7 @@ pub struct Opened {
 
 impl TunnelPool {
     /// An empty pool, and the task that releases its idle tunnels for as long as it lives.
-    pub fn new(sockets: PodSockets, certs: Rc<PodCerts>, config: TunnelConfig) -> Rc<Self> {
+    pub fn new(sockets: PodSockets, certs: Arc<PodCerts>, config: TunnelConfig) -> Rc<Self> {
         let settings = Settings {
             max_streams_per_tunnel: usize::from(config.max_streams),
             idle_release: config.idle_release,
@@ -213,7 +214,7 @@ impl TunnelPool {
     fn start_dial(self: &Rc<Self>, id: TunnelId, key: &Key) {
         let (settle, settled) = watch::channel(None);
         let pool = Rc::downgrade(self);
-        let (sockets, certs, config) = (self.sockets.clone(), Rc::clone(&self.certs), self.config);
+        let (sockets, certs, config) = (self.sockets.clone(), Arc::clone(&self.certs), self.config);
         let key = key.clone();
         let task = tokio::task::spawn_local(async move {
             let dialed = dial(&sockets, &certs, &config, key.address, &key.expected).await;

@@ -21,7 +21,7 @@ use ztunnel_core::report::{Outcome, TlsStage};
 use super::dial::within;
 use super::{HANDSHAKE_TIMEOUT, SEALED_BUFFER, SEND_BUFFER, watch_liveness};
 use crate::certs::PodCerts;
-use crate::config::TunnelConfig;
+use crate::config::{TlsConfig, TunnelConfig};
 use crate::proxy::phase::{Phase, PhaseWatch};
 use crate::tls;
 
@@ -57,9 +57,13 @@ pub type ServerStream = TlsStream<TcpStream>;
 ///
 /// # Errors
 /// What failed, as it is reported to the operator.
-pub async fn accept_tls(socket: TcpStream, certs: &PodCerts) -> Result<ServerStream, Outcome> {
-    let certificate = certs.current().map_err(|error| Outcome::Identity(error.to_string()))?;
-    let config = tls::server_config(&certificate)
+pub async fn accept_tls(
+    socket: TcpStream,
+    certs: &PodCerts,
+    config: TlsConfig,
+) -> Result<ServerStream, Outcome> {
+    let certificate = certs.current().await.map_err(|error| Outcome::Identity(error.to_string()))?;
+    let config = tls::server_config(&certificate, config)
         .map_err(|error| Outcome::Tls { stage: TlsStage::Config, error: error.to_string() })?;
     let handshake = TlsAcceptor::from(config).accept(socket);
     let mut stream = within("TLS", handshake)

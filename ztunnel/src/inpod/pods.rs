@@ -95,14 +95,16 @@ impl Pods {
             start_error(&error)
         })?;
         let (phase, watch) = PhaseWatch::new();
+        let pod = LocalPod {
+            name: Arc::clone(&info.name),
+            namespace: Arc::clone(&info.namespace),
+            service_account: Arc::clone(&info.service_account),
+            node: inner.shared.config.node.name.as_deref().map(Arc::from),
+        };
         let context = Arc::new(PodContext {
             uid: Arc::clone(uid),
-            pod: LocalPod {
-                name: Arc::clone(&info.name),
-                namespace: Arc::clone(&info.namespace),
-                service_account: Arc::clone(&info.service_account),
-                node: inner.shared.config.node.name.as_deref().map(Arc::from),
-            },
+            certs: inner.shared.certs.pod(inner.shared.mesh.clone(), pod.clone()),
+            pod,
             netns_cookie: cookie,
             sockets,
             keep_source: listeners.iter().all(|listeners| listeners.hbone.transparent),

@@ -35,7 +35,7 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let _open = context.shared.metrics.open_socket(Reporter::Destination);
     let _busy = proxy.balance.busy();
     let Accepted { socket, peer, local, phase } = accepted;
-    let stream = match server::accept_tls(socket, &proxy.certs).await {
+    let stream = match server::accept_tls(socket, &context.certs, context.shared.config.tunnels.tls).await {
         Ok(stream) => stream,
         Err(outcome) => return turned_away(Reporter::Destination, peer, local, &outcome),
     };

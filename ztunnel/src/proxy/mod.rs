@@ -68,6 +68,8 @@ pub struct PodContext {
     pub pod: LocalPod,
     /// Kernel id of its network namespace.
     pub netns_cookie: u64,
+    /// Its certificates.
+    pub certs: Arc<PodCerts>,
     /// Makes its sockets.
     pub sockets: PodSockets,
     /// Applications see the client's own address.
@@ -83,8 +85,6 @@ pub struct PodContext {
 pub struct PodProxy {
     /// The pod.
     pub context: Arc<PodContext>,
-    /// Its certificates.
-    pub certs: Rc<PodCerts>,
     /// Its tunnels.
     pub pool: Rc<TunnelPool>,
     time_waits: TimeWaits,
@@ -96,10 +96,10 @@ pub struct PodProxy {
 impl PodProxy {
     fn new(context: Arc<PodContext>, balance: Balance) -> Rc<Self> {
         let shared = &context.shared;
-        let certs = Rc::new(shared.certs.pod(shared.mesh.clone(), context.pod.clone()));
-        let pool = TunnelPool::new(context.sockets.clone(), Rc::clone(&certs), shared.config.tunnels);
+        let pool =
+            TunnelPool::new(context.sockets.clone(), Arc::clone(&context.certs), shared.config.tunnels);
         let time_waits = TimeWaits::default();
-        Rc::new(Self { certs, pool, time_waits, balance, baggage: RefCell::new(None), context })
+        Rc::new(Self { pool, time_waits, balance, baggage: RefCell::new(None), context })
     }
 
     /// The `baggage` header that describes `workload`, which is this pod's own.

@@ -9,37 +9,56 @@ use std::sync::Arc;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::NoServerSessionStorage;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::sign::SingleCertAndKey;
+use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
 use ztunnel_core::identity::Identity;
 
 use crate::certs::Certificate;
+use crate::config::TlsConfig;
 
 /// AES-GCM suites in the contract's order, with the key exchanges of aws-lc.
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(CryptoProvider {
-        cipher_suites: vec![
-            aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
-            aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
-        ],
-        ..aws_lc_rs::default_provider()
-    })
+pub(crate) fn provider(config: TlsConfig) -> Arc<CryptoProvider> {
+    use aws_lc_rs::cipher_suite as suites;
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites = vec![suites::TLS13_AES_256_GCM_SHA384, suites::TLS13_AES_128_GCM_SHA256];
+    if config.tls12 {
+        provider.cipher_suites.extend([
+            suites::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+            suites::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+            suites::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+            suites::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+        ]);
+    }
+    if config.post_quantum_only {
+        provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768];
+    }
+    Arc::new(provider)
+}
+
+/// The protocol versions that are offered.
+pub(crate) fn versions(config: TlsConfig) -> &'static [&'static SupportedProtocolVersion] {
+    static TLS13: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
+    if config.tls12 { rustls::ALL_VERSIONS } else { &TLS13 }
 }
 
 /// What a pod presents to those who tunnel to it, and whom it lets in: anyone of its own trust domain.
 ///
 /// # Errors
-/// The certificate and its key cannot be used together.
-pub fn server_config(certificate: &Certificate) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let provider = provider();
+/// The settings and the roots do not go together.
+pub fn server_config(
+    certificate: &Certificate,
+    config: TlsConfig,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let provider = provider(config);
     let verifier = verify::TrustDomainVerifier::new(
-        Arc::clone(&certificate.roots),
+        Arc::clone(&certificate.roots.store),
         Arc::clone(&certificate.identity.trust_domain),
         &provider,
     )?;
     let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_protocol_versions(versions(config))?
         .with_client_cert_verifier(Arc::new(verifier))
-        .with_single_cert(certificate.chain.clone(), certificate.key.clone_key())?;
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&certificate.key))));
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -49,18 +68,19 @@ pub fn server_config(certificate: &Certificate) -> Result<Arc<ServerConfig>, rus
 /// What a pod presents when it tunnels out, and the identities of which the peer must have one.
 ///
 /// # Errors
-/// The certificate and its key cannot be used together.
+/// The settings do not go together.
 pub fn client_config(
     certificate: &Certificate,
     expected: &[Identity],
+    config: TlsConfig,
 ) -> Result<Arc<ClientConfig>, rustls::Error> {
-    let provider = provider();
-    let verifier = verify::IdentityVerifier::new(Arc::clone(&certificate.roots), expected, &provider);
+    let provider = provider(config);
+    let verifier = verify::IdentityVerifier::new(Arc::clone(&certificate.roots.store), expected, &provider);
     let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_protocol_versions(versions(config))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_auth_cert(certificate.chain.clone(), certificate.key.clone_key())?;
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&certificate.key))));
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.resumption = rustls::client::Resumption::disabled();
     config.enable_sni = false;

@@ -52,7 +52,8 @@ impl Validity {
     /// # Errors
     /// It is of no use to anybody.
     pub fn life(&self, wall: SystemTime, now: Instant) -> Result<Life, DateError> {
-        let whole = self.not_after.duration_since(self.not_before).map_err(|_negative| DateError::Reversed)?;
+        let whole =
+            self.not_after.duration_since(self.not_before).map_err(|_negative| DateError::Reversed)?;
         let left =
             self.not_after.duration_since(wall).map_err(|error| DateError::Expired(error.duration()))?;
         if left.is_zero() {

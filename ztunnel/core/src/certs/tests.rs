@@ -116,7 +116,11 @@ fn a_failed_renewal_is_tried_again_when_the_certificate_ends_at_the_latest() {
     assert_eq!(schedule.failed(&id("web"), now, 200), Some(Duration::from_millis(500)));
     assert_eq!(schedule.next_wake(), Some(ends_at));
     assert_eq!(drain(&mut schedule, ends_at), [id("web")]);
-    assert_eq!(schedule.failed(&id("web"), ends_at, 200), Some(2 * SECOND), "it is over: only backoff counts");
+    assert_eq!(
+        schedule.failed(&id("web"), ends_at, 200),
+        Some(2 * SECOND),
+        "it is over: only backoff counts"
+    );
 }
 
 #[test]

@@ -33,10 +33,7 @@ pub(super) fn settings(facts: &Facts) -> Vec<Line> {
         CaConfig::Local(directory) => {
             (Ok(format!("local authority in {}, not for production", directory.display())), "")
         }
-        CaConfig::None => (
-            Err(Failure::because("no authority: a connection that needs a certificate is refused")),
-            "FAKE_CA=true and FAKE_CA_DIR make a local authority, for trials",
-        ),
+        CaConfig::Remote(remote) => (Ok(format!("from {}", remote.server.address)), ""),
     };
     lines.push(line("certificates", Need::Informative, &certificates, fix));
     let workloads = workloads(facts);

@@ -184,7 +184,6 @@ fn what_is_only_good_to_know_never_fails() {
         report.needs.iter().filter(|line| !line.met).map(|line| line.name.as_str()).collect();
     let expected = [
         "mesh",
-        "certificates",
         "fast path for",
         "BPF JIT",
         "other sockmap users",

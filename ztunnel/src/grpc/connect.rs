@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+//! TCP and TLS to a server of the control plane, each with its own time limit.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tower::{Service, service_fn};
+
+use super::roots::Roots;
+use crate::config::TlsConfig;
+use crate::tls;
+
+/// TCP, and TLS, may take this long each.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Idle time before TCP asks whether the server is still there, then between two questions, then how many.
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(300), Duration::from_secs(75), 9);
+
+/// Opens connections that are trusted by certain roots.
+#[derive(Debug, Clone)]
+pub(super) struct Connector {
+    roots: Arc<RootCertStore>,
+    alternative_name: Option<ServerName<'static>>,
+    tls: TlsConfig,
+}
+
+impl Connector {
+    pub(super) fn new(roots: &Roots, alternative_name: Option<&str>, tls: TlsConfig) -> Self {
+        let alternative_name = alternative_name.and_then(|name| ServerName::try_from(name.to_owned()).ok());
+        Self { roots: Arc::clone(roots.store()), alternative_name, tls }
+    }
+
+    /// As HTTP clients want it.
+    pub(super) fn service(
+        self,
+    ) -> impl Service<
+        Uri,
+        Response = TokioIo<TlsStream<TcpStream>>,
+        Error = io::Error,
+        Future: Future<Output = io::Result<TokioIo<TlsStream<TcpStream>>>> + Send,
+    > + Send
+    + 'static {
+        service_fn(move |uri: Uri| {
+            let connector = self.clone();
+            async move { connector.connect(&uri).await.map(TokioIo::new) }
+        })
+    }
+
+    async fn connect(&self, uri: &Uri) -> io::Result<TlsStream<TcpStream>> {
+        let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        let port = uri.port_u16().unwrap_or(443);
+        let socket = within(&format!("TCP to {host}:{port}"), TcpStream::connect((host, port))).await?;
+        socket.set_nodelay(true)?;
+        let (time, interval, retries) = KEEPALIVE;
+        let keepalive = TcpKeepalive::new().with_time(time).with_interval(interval).with_retries(retries);
+        SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
+        let config = self.config().map_err(io::Error::other)?;
+        let stream =
+            within(&format!("TLS with {host}:{port}"), TlsConnector::from(config).connect(name, socket))
+                .await?;
+        if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+            return Err(io::Error::other(format!("{host}:{port} does not speak HTTP/2 (ALPN)")));
+        }
+        Ok(stream)
+    }
+
+    fn config(&self) -> Result<Arc<ClientConfig>, rustls::Error> {
+        let provider = tls::provider(self.tls);
+        let verifier = Verifier {
+            roots: Arc::clone(&self.roots),
+            alternative_name: self.alternative_name.clone(),
+            algorithms: provider.signature_verification_algorithms,
+        };
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(tls::versions(self.tls))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.resumption = Resumption::disabled();
+        Ok(Arc::new(config))
+    }
+}
+
+/// Bounds a step by time, and names it in its error.
+async fn within<T>(step: &str, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    match tokio::time::timeout(CONNECT_TIMEOUT, work).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => Err(io::Error::new(error.kind(), format!("{step}: {error}"))),
+        Err(_elapsed) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("{step}: no answer within {CONNECT_TIMEOUT:?}"),
+        )),
+    }
+}
+
+/// The certificate must chain to the roots, and be the address' or the alternative name's.
+#[derive(Debug)]
+struct Verifier {
+    roots: Arc<RootCertStore>,
+    alternative_name: Option<ServerName<'static>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let parsed = ParsedCertificate::try_from(end_entity)?;
+        let algorithms = self.algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
+        verify_server_name(&parsed, server_name)
+            .or_else(|error| match &self.alternative_name {
+                Some(name) => verify_server_name(&parsed, name),
+                None => Err(error),
+            })
+            .map(|()| ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
