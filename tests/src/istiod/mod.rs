@@ -2,11 +2,12 @@
 //! An istiod in this process: gRPC over TLS on a real socket, in the namespace between the nodes, where every
 //! ztunnel of the mesh can reach it.
 //!
-//! Each of its services is one part: [`ads`] tells ztunnels what the mesh is. Faults are scripted on the parts; here
+//! Each of its services is one part: [`ads`] tells ztunnels what the mesh is, [`ca`] signs certificates. Faults are scripted on the parts; here
 //! the whole of it can go away and come back. [`server`] has sockets and TLS, [`grpc`] one call, [`describe`] the
 //! words of the workload API.
 
 pub mod ads;
+pub mod ca;
 pub mod describe;
 pub mod grpc;
 mod server;
@@ -19,6 +20,7 @@ use anyhow::{Context as _, Result};
 
 use crate::mesh::Mesh;
 use ads::Ads;
+use ca::Ca;
 use grpc::Call;
 use server::{Credentials, Server};
 
@@ -33,6 +35,7 @@ pub const HOSTNAME: &str = "istiod.istio-system.svc";
 #[derive(Debug)]
 struct Services {
     ads: Arc<Ads>,
+    ca: Ca,
 }
 
 impl Services {
@@ -40,6 +43,7 @@ impl Services {
     async fn serve(&self, call: Call) {
         match call.path() {
             ztunnel_core::xds::proto::METHOD => self.ads.serve(call).await,
+            ztunnel_core::certs::proto::METHOD => self.ca.serve(call).await,
             _ => call.refuse(grpc::UNIMPLEMENTED, "no such method"),
         }
     }
@@ -68,7 +72,7 @@ impl Istiod {
         let (root, token) = (folder.join("root-cert.pem"), folder.join("token"));
         std::fs::write(&root, credentials.root_pem()).context("write the root certificate")?;
         std::fs::write(&token, "a-token").context("write the token")?;
-        let services = Arc::new(Services { ads: Arc::default() });
+        let services = Arc::new(Services { ads: Arc::default(), ca: Ca::new(token.clone())? });
         let serving = Arc::clone(&services);
         let server =
             Server::start(wire.clone(), SocketAddr::from((ADDRESS, PORT)), &credentials, move |call| {
@@ -82,6 +86,12 @@ impl Istiod {
     #[must_use]
     pub fn ads(&self) -> &Ads {
         &self.services.ads
+    }
+
+    /// The part that signs certificates.
+    #[must_use]
+    pub fn ca(&self) -> &Ca {
+        &self.services.ca
     }
 
     /// `https://address:port`.
@@ -112,6 +122,16 @@ impl Istiod {
             node.set_env("POD_NAME", &format!("ztunnel-{}", node.name()));
             node.set_env("POD_NAMESPACE", "istio-system");
             node.set_env("INSTANCE_IP", &node.ip4().to_string());
+        }
+    }
+
+    /// From the next start on, every ztunnel takes its certificates from here.
+    pub fn certify(&self, mesh: &Mesh) {
+        for node in mesh.nodes() {
+            node.unset_env("FAKE_CA");
+            node.set_env("CA_ADDRESS", &self.url());
+            node.set_env("CA_ROOT_CA", &self.root.to_string_lossy());
+            node.set_env("AUTH_TOKEN", &self.token.to_string_lossy());
         }
     }
 
