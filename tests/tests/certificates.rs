@@ -6,7 +6,8 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use ztunnel_tests::istiod::Istiod;
+use ztunnel_tests::istiod::ca::Wrong;
+use ztunnel_tests::istiod::{Istiod, grpc};
 use ztunnel_tests::mesh::MeshBuilder;
 use ztunnel_tests::node::{ADMIN, PATIENCE};
 use ztunnel_tests::traffic::Server;
@@ -125,4 +126,144 @@ fn wait_refused_after_retry(mesh: &Mesh, text: &str) {
         mesh.node("n1").access_log().iter().any(|entry| entry.get("error").contains(text))
     };
     wait::until(&format!("`{text}` as the reason"), Duration::from_secs(60), refused).unwrap();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_slow_authority_is_waited_for_but_not_for_ever() {
+    let (mesh, istiod) = build(three());
+    let (slow, never) = (mesh.pod("a").spiffe(), mesh.pod("b").spiffe());
+    istiod.ca().faults(|faults| {
+        faults.delay_one.insert(slow.clone(), Duration::from_secs(3));
+        faults.delay_one.insert(never.clone(), Duration::from_secs(60));
+    });
+    start(&mesh);
+    let server = Server::echo(mesh.pod("c"), 8080).unwrap();
+    assert_eq!(state(mesh.node("n1"), &slow), "Initializing");
+    assert!(answers(&mesh, "a", "c"), "the connection waits for the certificate");
+    let begun = std::time::Instant::now();
+    assert!(!answers(&mesh, "b", "c"));
+    assert!(begun.elapsed() < Duration::from_secs(14), "{:?}", begun.elapsed());
+    wait_refused(mesh.node("n1"), &format!("identity error: no certificate for {never} within 10 s"));
+    assert!(answers(&mesh, "a", "c"), "somebody else's trouble");
+    drop(server);
+    mesh.stop().unwrap();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn one_refused_identity_costs_nobody_else_anything() {
+    let (mesh, istiod) = build(three());
+    let refused = mesh.pod("b").spiffe();
+    let why = (grpc::UNAUTHENTICATED, "no pod of this identity on the node".to_owned());
+    istiod.ca().faults(|faults| {
+        faults.refuse.insert(refused.clone(), why);
+    });
+    start(&mesh);
+    let server = Server::echo(mesh.pod("c"), 8080).unwrap();
+    assert!(answers(&mesh, "a", "c"));
+    assert!(!answers(&mesh, "b", "c"));
+    let reason = "signing gRPC error (Unauthenticated: no pod of this identity on the node";
+    wait_refused(mesh.node("n1"), reason);
+    let labels = [("response_flags", "IDENTITY_ERROR"), ("source_workload", "b")];
+    wait::until("the flag", SOON, || {
+        let metrics = mesh.node("n1").metrics().unwrap();
+        metrics.sum("istio_tcp_connections_failed_total", &labels) > 0.5
+    })
+    .unwrap();
+    let shown = state(mesh.node("n1"), &refused);
+    assert!(shown.starts_with("Unavailable: ") && shown.contains("no pod of this identity"), "{shown}");
+    // Asking again and again does not make the node ask the authority any faster.
+    let asked = || istiod.ca().seen().iter().filter(|seen| seen.is_for(&refused)).count();
+    let before = asked();
+    for _ in 0..50 {
+        assert!(!answers(&mesh, "b", "c"));
+    }
+    assert!(asked() <= before + 2, "{} requests for 50 connections", asked() - before);
+    istiod.ca().faults(|faults| faults.refuse.clear());
+    wait::until("the refusal to be over", Duration::from_secs(60), || answers(&mesh, "b", "c")).unwrap();
+    drop(server);
+    mesh.stop().unwrap();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_certificate_that_was_not_asked_for_is_refused_with_the_reason() {
+    let wrongs = [
+        (
+            "identity",
+            Wrong::Identity("spiffe://cluster.local/ns/demo/sa/admin".to_owned()),
+            "did not find expected SAN",
+        ),
+        ("key", Wrong::Key, "is not for our key"),
+        ("expired", Wrong::Expired, "expired"),
+        ("rootless", Wrong::NoRoot, "no root to trust"),
+        ("garbage", Wrong::Garbage, "something else than a certificate as the leaf"),
+        ("empty", Wrong::Empty, "chain returned from CA is empty"),
+    ];
+    let mut builder = three();
+    for (name, ..) in &wrongs {
+        builder = builder.pod(PodSpec::mesh(name).on("n1"));
+    }
+    let (mesh, istiod) = build(builder);
+    istiod.ca().faults(|faults| {
+        faults.wrong =
+            wrongs.iter().map(|(name, wrong, _)| (mesh.pod(name).spiffe(), wrong.clone())).collect();
+    });
+    start(&mesh);
+    let (node, server) = (mesh.node("n1"), Server::echo(mesh.pod("c"), 8080).unwrap());
+    for (name, _, reason) in &wrongs {
+        let identity = mesh.pod(name).spiffe();
+        wait::until(reason, SOON, || {
+            let shown = state(node, &identity);
+            shown.starts_with("Unavailable: ") && shown.contains(reason)
+        })
+        .unwrap();
+        assert!(!answers(&mesh, name, "c"), "{name}");
+    }
+    assert!(answers(&mesh, "a", "c") && answers(&mesh, "b", "c"), "somebody else's trouble");
+    istiod.ca().faults(|faults| faults.wrong.clear());
+    for (name, ..) in &wrongs {
+        wait::until("the trouble to be over", Duration::from_secs(60), || answers(&mesh, name, "c")).unwrap();
+    }
+    drop(server);
+    mesh.stop().unwrap();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_root_is_replaced_without_a_broken_connection() {
+    // Every connection opens a tunnel of its own: none lives on an old handshake.
+    let (mesh, istiod) = build(three().env("POOL_UNUSED_RELEASE_TIMEOUT", "0s"));
+    let ca = istiod.ca();
+    ca.faults(|faults| faults.lifetime = Some(Duration::from_secs(8)));
+    start(&mesh);
+    let server = Server::echo(mesh.pod("c"), 8080).unwrap();
+    let held = mesh.pod("a").dial(mesh.pod("c").addr(8080)).unwrap();
+    let everybody = |what: &str, has: &dyn Fn(&Value) -> bool| {
+        wait::until(what, Duration::from_secs(30), || {
+            assert_eq!(held.ask(b"still here").unwrap(), b"still here", "{what}");
+            assert!(answers(&mesh, "b", "c"), "{what}");
+            mesh.nodes().flat_map(certificates).all(|certificate| has(&certificate))
+        })
+        .unwrap();
+    };
+    let roots = |count: usize| move |shown: &Value| shown["rootCerts"].as_array().unwrap().len() == count;
+    let serial =
+        |shown: &Value| shown["certChain"][0]["serialNumber"].as_str().unwrap().parse::<u64>().unwrap();
+    everybody("one root", &roots(1));
+    ca.add_root().unwrap();
+    everybody("both roots", &roots(2));
+    let issued = ca.seen().iter().filter_map(|seen| seen.serial).max().unwrap();
+    ca.sign_with_newest();
+    // One request may have been under way at that moment.
+    everybody("certificates of the new root", &|shown| serial(shown) > issued + 1);
+    ca.drop_old_roots();
+    everybody("the new root alone", &roots(1));
+    assert_eq!(held.ask(b"to the end").unwrap(), b"to the end");
+    let failed =
+        |node: &Node| node.access_log().iter().filter(|entry| entry.message == "connection failed").count();
+    assert_eq!(mesh.nodes().map(failed).sum::<usize>(), 0, "a broken connection");
+    drop((held, server));
+    mesh.stop().unwrap();
 }
