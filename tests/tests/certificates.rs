@@ -3,15 +3,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use ztunnel_tests::agent::Enrolled;
 use ztunnel_tests::istiod::ca::Wrong;
 use ztunnel_tests::istiod::{Istiod, grpc};
 use ztunnel_tests::mesh::MeshBuilder;
 use ztunnel_tests::node::{ADMIN, PATIENCE};
 use ztunnel_tests::traffic::Server;
-use ztunnel_tests::{Mesh, Node, PodSpec, wait};
+use ztunnel_tests::{Mesh, Netns, Node, PodSpec, wait};
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -141,7 +143,7 @@ fn a_slow_authority_is_waited_for_but_not_for_ever() {
     let server = Server::echo(mesh.pod("c"), 8080).unwrap();
     assert_eq!(state(mesh.node("n1"), &slow), "Initializing");
     assert!(answers(&mesh, "a", "c"), "the connection waits for the certificate");
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     assert!(!answers(&mesh, "b", "c"));
     assert!(begun.elapsed() < Duration::from_secs(14), "{:?}", begun.elapsed());
     wait_refused(mesh.node("n1"), &format!("identity error: no certificate for {never} within 10 s"));
@@ -265,5 +267,169 @@ fn a_root_is_replaced_without_a_broken_connection() {
         |node: &Node| node.access_log().iter().filter(|entry| entry.message == "connection failed").count();
     assert_eq!(mesh.nodes().map(failed).sum::<usize>(), 0, "a broken connection");
     drop((held, server));
+    mesh.stop().unwrap();
+}
+
+/// Pods of one node that share a namespace: to the node agent and the authority they are as many as their names.
+struct Crowd {
+    netns: Netns,
+    pods: Vec<(String, String)>,
+}
+
+impl Crowd {
+    /// Describes `count` pods with `accounts` service accounts in the mesh file. Call before a ztunnel is started.
+    fn describe(mesh: &Mesh, count: usize, accounts: usize) -> Self {
+        let mut text = std::fs::read_to_string(mesh.file()).unwrap();
+        let mut pods = Vec::new();
+        for number in 0..count {
+            let (name, account) = (format!("crowd-{number}"), format!("account-{}", number % accounts));
+            text.push_str(&format!(
+                "- {{uid: cluster1//Pod/demo/{name}, name: {name}, namespace: demo, serviceAccount: {account}, \
+                 trustDomain: cluster.local, node: n1, protocol: HBONE, workloadIps: [10.80.{}.{}], services: {{}}}}\n",
+                number / 250,
+                number % 250 + 1
+            ));
+            pods.push((name, account));
+        }
+        std::fs::write(mesh.file(), text).unwrap();
+        Self { netns: Netns::create(&format!("{}-crowd", mesh.prefix())).unwrap(), pods }
+    }
+
+    fn pod(&self, number: usize) -> Enrolled {
+        let (name, account) = &self.pods[number];
+        Enrolled {
+            uid: format!("uid-{name}"),
+            name: name.clone(),
+            namespace: "demo".to_owned(),
+            service_account: account.clone(),
+            netns: Some(self.netns.clone()),
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_thousand_identities_are_obtained_and_renewed_eight_at_a_time() {
+    const COUNT: usize = 1000;
+    let builder = Mesh::builder().pod(PodSpec::mesh("a").on("n1")).pod(PodSpec::mesh("c").on("n1"));
+    let (mesh, istiod) = build(builder);
+    let crowd = Crowd::describe(&mesh, COUNT, COUNT);
+    let (node, ca) = (mesh.node("n1"), istiod.ca());
+    ca.faults(|faults| faults.lifetime = Some(Duration::from_secs(40)));
+    start(&mesh);
+    let server = Server::echo(mesh.pod("c"), 8080).unwrap();
+    let held = mesh.pod("a").dial(mesh.pod("c").addr(8080)).unwrap();
+    let cpu = node.cpu_time().unwrap();
+    let begun = Instant::now();
+    for number in 0..COUNT {
+        assert_eq!(node.agent().add(crowd.pod(number)).unwrap(), Some(String::new()));
+    }
+    let enrolled = begun.elapsed();
+    let available = |shown: &[Value]| shown.iter().filter(|one| one["state"] == "Available").count();
+    wait::until("every certificate", Duration::from_secs(60), || available(&certificates(node)) == COUNT + 2)
+        .unwrap();
+    let obtained = begun.elapsed();
+    let mut longest = Duration::ZERO;
+    let mut requests = BTreeMap::new();
+    wait::until("every certificate to be renewed twice", Duration::from_secs(180), || {
+        let asked = Instant::now();
+        assert_eq!(held.ask(b"still here").unwrap(), b"still here");
+        longest = longest.max(asked.elapsed());
+        requests.clear();
+        for seen in ca.seen() {
+            *requests.entry(seen.impersonated.unwrap()).or_insert(0) += 1;
+        }
+        requests.values().filter(|count| **count >= 3).count() == COUNT + 2
+    })
+    .unwrap();
+    assert_eq!(available(&certificates(node)), COUNT + 2, "nobody was ever without");
+    assert!(!node.stdout().contains("no certificate"), "a request failed");
+    assert_eq!(ca.most_in_flight(), 8);
+    println!(
+        "{COUNT} pods enrolled in {enrolled:?}, all certificates after {obtained:?}, twice renewed after {:?}; \
+         {} requests, at most {} at once; {:?} CPU; longest answer on an open connection {longest:?}; {} MiB resident",
+        begun.elapsed(),
+        ca.seen().len(),
+        ca.most_in_flight(),
+        node.cpu_time().unwrap().saturating_sub(cpu),
+        node.memory().unwrap().resident >> 20,
+    );
+    drop((held, server));
+    mesh.stop().unwrap();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn pods_that_come_and_go_in_any_order_leave_no_certificate_behind() {
+    const COUNT: usize = 300;
+    let (mesh, istiod) = build(three());
+    let crowd = Crowd::describe(&mesh, COUNT, 40);
+    let (node, ca) = (mesh.node("n1"), istiod.ca());
+    // Some requests are still under way when their pods go.
+    ca.faults(|faults| faults.delay = Duration::from_millis(20));
+    start(&mesh);
+    let server = Server::echo(mesh.pod("c"), 8080).unwrap();
+    let held = mesh.pod("a").dial(mesh.pod("c").addr(8080)).unwrap();
+    let settled = || certificates(node).iter().all(|one| one["state"] == "Available");
+    wait::until("the pods' own certificates", SOON, settled).unwrap();
+    let files = node.open_files().unwrap();
+    let (mut seed, mut served) = (0x9e37_79b9_u64, BTreeSet::new());
+    for _ in 0..4 * COUNT {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let number = usize::try_from(seed >> 33).unwrap() % COUNT;
+        if served.remove(&number) {
+            assert_eq!(node.agent().delete(&crowd.pod(number).uid).unwrap(), [String::new()]);
+        } else {
+            served.insert(number);
+            assert_eq!(node.agent().add(crowd.pod(number)).unwrap(), Some(String::new()));
+        }
+    }
+    let accounts: BTreeSet<&str> = served.iter().map(|number| crowd.pods[*number].1.as_str()).collect();
+    wait::until("a certificate for each identity that is here", SOON, || {
+        settled() && certificates(node).len() == accounts.len() + 2
+    })
+    .unwrap();
+    assert_eq!(held.ask(b"still here").unwrap(), b"still here");
+    for number in &served {
+        assert_eq!(node.agent().delete(&crowd.pod(*number).uid).unwrap(), [String::new()]);
+    }
+    wait::until("only the two that stay", SOON, || certificates(node).len() == 2).unwrap();
+    wait::until("every descriptor to be closed", SOON, || node.open_files().unwrap() <= files + 2).unwrap();
+    assert!(ca.most_in_flight() <= 9, "{} at once", ca.most_in_flight());
+    assert!(held.ask(b"to the end").unwrap() == b"to the end" && answers(&mesh, "b", "c"));
+    drop((held, server));
+    mesh.stop().unwrap();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn in_a_rolling_update_each_ztunnel_has_certificates_of_its_own() {
+    let (mesh, istiod) = build(three());
+    start(&mesh);
+    let (node, server) = (mesh.node("n1"), Server::echo(mesh.pod("c"), 8080).unwrap());
+    let old = mesh.pod("a").dial(mesh.pod("c").addr(8080)).unwrap();
+    assert_eq!(old.ask(b"with one").unwrap(), b"with one");
+    // The next one needs a way to the authority.
+    let home = Netns::create(&format!("{}-next", mesh.prefix())).unwrap();
+    let link = format!("link add to-next type veth peer name eth0 netns {}\n", home.name());
+    mesh.wire().ip(&format!("{link}link set to-next master wire up\n")).unwrap();
+    home.ip("addr add 10.71.0.200/24 dev eth0\nlink set eth0 up\n").unwrap();
+    let next = node.successor(&home).unwrap();
+    for _ in 0..20 {
+        assert!(answers(&mesh, "a", "c"), "with two");
+    }
+    node.signal(nix::sys::signal::Signal::SIGTERM).unwrap();
+    for _ in 0..50 {
+        assert!(answers(&mesh, "a", "c"), "while the old one drains");
+    }
+    assert_eq!(old.ask(b"until the deadline").unwrap(), b"until the deadline");
+    drop(old);
+    assert!(node.wait_exit(SOON).unwrap().success());
+    for _ in 0..20 {
+        assert!(answers(&mesh, "a", "c") && answers(&mesh, "b", "c"), "with the next");
+    }
+    let asked = istiod.ca().seen().iter().filter(|seen| seen.is_for(&mesh.pod("a").spiffe())).count();
+    assert_eq!(asked, 2, "one request from each");
+    drop((server, next));
     mesh.stop().unwrap();
 }
