@@ -13,7 +13,7 @@ use ztunnel_tests::istiod::{Istiod, grpc};
 use ztunnel_tests::mesh::MeshBuilder;
 use ztunnel_tests::node::{ADMIN, PATIENCE};
 use ztunnel_tests::traffic::Server;
-use ztunnel_tests::{Mesh, Netns, Node, PodSpec, wait};
+use ztunnel_tests::{Mesh, Netns, Node, Pod, PodSpec, wait};
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -431,5 +431,73 @@ fn in_a_rolling_update_each_ztunnel_has_certificates_of_its_own() {
     let asked = istiod.ca().seen().iter().filter(|seen| seen.is_for(&mesh.pod("a").spiffe())).count();
     assert_eq!(asked, 2, "one request from each");
     drop((server, next));
+    mesh.stop().unwrap();
+}
+
+/// The serial number of the last certificate that was issued to a pod.
+fn serial(istiod: &Istiod, pod: &Pod) -> u64 {
+    let identity = pod.spiffe();
+    istiod.ca().seen().iter().rev().find(|seen| seen.is_for(&identity)).and_then(|seen| seen.serial).unwrap()
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_revoked_certificate_is_refused_and_its_open_connections_are_cut() {
+    let (mesh, istiod) = build(three());
+    let list = mesh.dir().join("crl.pem");
+    mesh.set_env("CRL_PATH", &list.to_string_lossy());
+    start(&mesh);
+    let server = Server::echo(mesh.pod("c"), 8080).unwrap();
+    let (doomed, stays) = (mesh.pod("a"), mesh.pod("b"));
+    let dial = |pod: &Pod| pod.dial(mesh.pod("c").addr(8080)).unwrap();
+    let (cut, open) = (dial(doomed), dial(stays));
+    assert!(cut.ask(b"before").unwrap() == b"before" && open.ask(b"before").unwrap() == b"before");
+    // As the kubelet does it: a new file takes the place of the old one.
+    let revoke = |serials: &[u64]| {
+        let next = mesh.dir().join("crl.next");
+        std::fs::write(&next, istiod.ca().revoke(serials).unwrap()).unwrap();
+        std::fs::rename(&next, &list).unwrap();
+    };
+    revoke(&[serial(&istiod, doomed)]);
+    assert!(cut.ends_within(Duration::from_secs(10)), "an open connection of a revoked certificate goes on");
+    assert_eq!(open.ask(b"after").unwrap(), b"after", "somebody else's connection");
+    wait_refused(mesh.node("n2"), "connection closed: peer certificate revoked by CRL");
+    assert!(!answers(&mesh, "a", "c"), "a new connection");
+    assert!(answers(&mesh, "b", "c"));
+    let rejected = |node: &str, reporter: &str| {
+        let metrics = mesh.node(node).metrics().unwrap();
+        metrics.sum("istio_crl_policy_rejections_total", &[("reporter", reporter)])
+    };
+    assert!(rejected("n2", "destination") > 1.5, "one cut, one refused: {}", rejected("n2", "destination"));
+    // A file that is broken later is reported, and takes nothing back.
+    std::fs::write(&list, "nonsense").unwrap();
+    wait::until("the complaint", SOON, || {
+        let status = mesh.node("n2").status().unwrap();
+        status["revocation"]["error"].as_str().is_some_and(|error| error.contains("not a revocation list"))
+    })
+    .unwrap();
+    assert!(!answers(&mesh, "a", "c") && answers(&mesh, "b", "c"));
+    // The destination's certificate: now it is the source that refuses.
+    revoke(&[serial(&istiod, mesh.pod("c"))]);
+    assert!(open.ends_within(Duration::from_secs(10)), "towards a revoked certificate");
+    wait::until("refused by the source", SOON, || !answers(&mesh, "b", "c") && rejected("n1", "source") > 1.5)
+        .unwrap();
+    revoke(&[]);
+    wait::until("traffic", SOON, || answers(&mesh, "a", "c") && answers(&mesh, "b", "c")).unwrap();
+    drop((server, cut, open));
+    mesh.stop().unwrap();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_broken_revocation_list_at_start_is_an_error_and_not_no_list() {
+    let (mesh, _istiod) = build(three());
+    let list = mesh.dir().join("crl.pem");
+    std::fs::write(&list, "nonsense").unwrap();
+    mesh.set_env("CRL_PATH", &list.to_string_lossy());
+    let node = mesh.node("n1");
+    node.launch().unwrap();
+    assert_eq!(node.wait_exit(SOON).unwrap().code(), Some(1));
+    assert!(node.stderr().contains("CRL_PATH") && node.stderr().contains("not a revocation list"), "{}", node.stderr());
     mesh.stop().unwrap();
 }

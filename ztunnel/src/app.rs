@@ -29,6 +29,8 @@ use crate::proxy::Shared;
 use crate::sys::memory::{self, Ebb};
 use crate::sys::netns;
 use crate::telemetry::metrics::Metrics;
+use crate::tls::Tls;
+use crate::tls::revocation::Revocations;
 use crate::version;
 use crate::worker::Workers;
 
@@ -54,14 +56,24 @@ pub fn run(env: &impl Env) -> anyhow::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let tag = env.get("ISTIO_META_ISTIO_VERSION").unwrap_or_else(|| "unknown".into());
     let source = certificates(&config)?;
+    let (revocations, follower) = match &config.crl {
+        Some(path) => Revocations::open(path).map(|(lists, follower)| (Some(lists), Some(follower)))?,
+        None => (None, None),
+    };
     let shared = Arc::new(Shared {
         mesh: SharedMesh::new(mesh),
-        certs: CertStore::default(),
+        certs: CertStore::new(Tls { config: config.tunnels.tls, revocations }),
         metrics: Metrics::default(),
         fastpath: FastPath::start(config.fastpath.clone()),
         config,
     });
-    LocalSet::new().block_on(&runtime, serve(shared, source, tag))
+    let tasks = LocalSet::new();
+    // These end with the runtime: certificates are renewed and lists followed while connections drain.
+    tasks.spawn_local(keeper::keep(shared.certs.clone(), shared.mesh.clone(), source));
+    if let Some(follower) = follower {
+        tasks.spawn_local(follower.follow());
+    }
+    tasks.block_on(&runtime, serve(shared, tag))
 }
 
 /// Where certificates come from.
@@ -83,16 +95,13 @@ fn certificates(config: &Config) -> anyhow::Result<Source> {
     }
 }
 
-async fn serve(shared: Arc<Shared>, source: Source, tag: String) -> anyhow::Result<()> {
+async fn serve(shared: Arc<Shared>, tag: String) -> anyhow::Result<()> {
     let readiness = Readiness::default();
     for task in [STATE_MANAGER, PROXY, WORKLOAD_MANAGER] {
         readiness.hold(task);
     }
     let workers = Workers::start_threads(shared.config.workers).context("worker threads")?;
     let pods = Pods::new(Arc::clone(&shared), workers, shared.metrics.pods());
-    let keeper = keeper::keep(shared.certs.clone(), shared.mesh.clone(), source);
-    // Ends with the runtime: certificates are renewed while connections drain.
-    tokio::task::spawn_local(keeper);
     let (quit, mut asked_to_quit) = mpsc::channel(1);
     let doors =
         Doors { shared: Arc::clone(&shared), pods: pods.clone(), readiness: readiness.clone(), quit, tag };

@@ -13,6 +13,7 @@ use ztunnel_core::report::access::Timestamp;
 
 use super::Doors;
 use crate::certs::store::State;
+use crate::tls::revocation::Revocations;
 use crate::version;
 
 /// The mesh as this node knows it, in the schema that istioctl reads (data-plane contract, section 7.3).
@@ -53,6 +54,7 @@ pub fn status(doors: &Doors) -> Value {
         "mode": fastpath.mode,
         "self_test": fastpath.self_test,
         "fastpath": fastpath.fastpath,
+        "revocation": doors.shared.certs.tls().revocations.as_ref().map(Revocations::status),
         "pods": doors.pods.status(),
     })
 }

@@ -19,6 +19,7 @@ use tracing::info;
 use crate::inpod::pods::{Pods, Switch};
 use crate::proxy::Shared;
 use crate::telemetry::metrics;
+use crate::tls::revocation::Usage;
 use http::{Body, text};
 use readiness::Readiness;
 
@@ -71,7 +72,8 @@ impl Doors {
                 let open_metrics = accept
                     .and_then(|accept| accept.to_str().ok())
                     .is_some_and(|accept| accept.contains("application/openmetrics-text"));
-                let body = self.shared.metrics.expose(&self.tag, &self.fastpath_metrics());
+                let extra = self.fastpath_metrics() + &self.revocation_metrics();
+                let body = self.shared.metrics.expose(&self.tag, &extra);
                 let kind = if open_metrics {
                     "application/openmetrics-text;charset=utf-8;version=1.0.0"
                 } else {
@@ -81,6 +83,23 @@ impl Doors {
             }
             _ => text(StatusCode::NOT_FOUND, ""),
         }
+    }
+
+    fn revocation_metrics(&self) -> String {
+        let mut out = String::new();
+        let Some(revocations) = &self.shared.certs.tls().revocations else { return out };
+        let name = "istio_crl_policy_rejections";
+        metrics::family(
+            &mut out,
+            name,
+            "counter",
+            "Connections refused or closed because of a revoked certificate.",
+        );
+        for (reporter, usage) in [("source", Usage::Server), ("destination", Usage::Client)] {
+            let count = revocations.rejections(usage);
+            metrics::line(&mut out, format_args!("{name}_total{{reporter=\"{reporter}\"}} {count}"));
+        }
+        out
     }
 
     fn fastpath_metrics(&self) -> String {

@@ -12,6 +12,7 @@ use ztunnel_core::identity::Identity;
 
 use super::{CertError, Certificate};
 use crate::mesh::{LocalPod, SharedMesh};
+use crate::tls::Tls;
 
 /// How long a handshake waits for its pod's first certificate.
 pub const CERTIFICATE_WAIT: Duration = Duration::from_secs(10);
@@ -37,6 +38,7 @@ struct Inner {
     book: Mutex<Book>,
     /// Wakes the keeper.
     changed: Notify,
+    tls: Tls,
 }
 
 /// Who needs what, and what there is.
@@ -50,6 +52,16 @@ pub(super) struct Book {
 }
 
 impl CertStore {
+    /// An empty store, for handshakes done in this way.
+    pub fn new(tls: Tls) -> Self {
+        Self(Arc::new(Inner { tls, ..Inner::default() }))
+    }
+
+    /// How handshakes with peers are done.
+    pub fn tls(&self) -> &Tls {
+        &self.0.tls
+    }
+
     /// The door to one pod's certificates. They are fetched as soon as the mesh knows the pod.
     pub fn pod(&self, mesh: SharedMesh, pod: LocalPod) -> Arc<PodCerts> {
         let certs = Arc::new(PodCerts { store: self.clone(), mesh, pod, held: Mutex::new(None) });
@@ -147,6 +159,11 @@ impl PodCerts {
             // The identity is no longer this pod's, or nobody will ever fetch it.
             Ok(Err(_)) | Err(_) => Err(waiting(&identity)),
         }
+    }
+
+    /// How handshakes with peers are done.
+    pub fn tls(&self) -> &Tls {
+        self.store.tls()
     }
 
     /// Has the certificate fetched, if the mesh knows the pod by now.

@@ -18,7 +18,8 @@ use super::{HANDSHAKE_TIMEOUT, SEALED_BUFFER, SEND_BUFFER};
 use crate::certs::PodCerts;
 use crate::config::TunnelConfig;
 use crate::proxy::socket::PodSockets;
-use crate::tls;
+use crate::tls::Standing;
+use crate::tls::revocation::Usage;
 
 /// How many header bytes a peer may answer with.
 const MAX_HEADER_LIST: u32 = 16 << 10;
@@ -27,6 +28,7 @@ const MAX_HEADER_LIST: u32 = 16 << 10;
 pub(super) struct Dialed {
     pub(super) send: SendRequest<Bytes>,
     pub(super) connection: Connection<TlsStream<TcpStream>, Bytes>,
+    pub(super) standing: Standing,
 }
 
 /// Opens a tunnel to `address`, whose peer must have one of the `expected` identities.
@@ -41,7 +43,9 @@ pub(super) async fn dial(
     expected: &[Identity],
 ) -> Result<Dialed, Outcome> {
     let certificate = certs.current().await.map_err(|error| Outcome::Identity(error.to_string()))?;
-    let tls = tls::client_config(&certificate, expected, config.tls)
+    let tls = certs
+        .tls()
+        .client_config(&certificate, expected)
         .map_err(|error| Outcome::Tls { stage: TlsStage::Config, error: error.to_string() })?;
     let socket =
         sockets.connect(address).await.map_err(|error| Outcome::connect_failed(&error, Leg::Hbone))?;
@@ -53,6 +57,7 @@ pub(super) async fn dial(
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
         return Err(http2_handshake("the peer does not speak HTTP/2 (ALPN)".into()));
     }
+    let standing = certs.tls().standing(stream.get_ref().1, &certificate, Usage::Server);
     let handshake = h2::client::Builder::new()
         .initial_window_size(config.stream_window)
         .initial_connection_window_size(config.connection_window)
@@ -66,7 +71,7 @@ pub(super) async fn dial(
         .await
         .map_err(|_elapsed| http2_handshake("no answer in time".into()))?
         .map_err(|error| http2_handshake(error.to_string()))?;
-    Ok(Dialed { send, connection })
+    Ok(Dialed { send, connection, standing })
 }
 
 /// Bounds a handshake by time.

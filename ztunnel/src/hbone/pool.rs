@@ -55,6 +55,8 @@ struct Tunnel {
     settled: watch::Receiver<Settled>,
     /// Streams that carry bulk.
     bulk: Rc<Cell<usize>>,
+    /// Becomes true when the peer is no longer to be believed.
+    revoked: watch::Receiver<bool>,
     task: AbortHandle,
 }
 
@@ -82,9 +84,22 @@ pub struct Lease {
     id: TunnelId,
     bytes: Cell<u64>,
     bulk: Rc<Cell<usize>>,
+    revoked: Option<watch::Receiver<bool>>,
 }
 
 impl Lease {
+    /// Returns once the certificate of the tunnel's peer is revoked.
+    pub async fn revoked(&self) {
+        let revoked = match &self.revoked {
+            Some(revoked) => revoked.clone().wait_for(|revoked| *revoked).await.is_ok(),
+            None => false,
+        };
+        if !revoked {
+            // The tunnel has ended otherwise.
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Tells the pool that bytes have flowed.
     pub fn carried(&self, bytes: usize) {
         let before = self.bytes.get();
@@ -206,13 +221,17 @@ impl TunnelPool {
     }
 
     fn lease_of(self: &Rc<Self>, id: TunnelId) -> Lease {
-        let bulk = self.tunnels.borrow().get(&id).map(|tunnel| Rc::clone(&tunnel.bulk)).unwrap_or_default();
-        Lease { pool: Rc::downgrade(self), id, bytes: Cell::new(0), bulk }
+        let tunnels = self.tunnels.borrow();
+        let tunnel = tunnels.get(&id);
+        let bulk = tunnel.map(|tunnel| Rc::clone(&tunnel.bulk)).unwrap_or_default();
+        let revoked = tunnel.map(|tunnel| tunnel.revoked.clone());
+        Lease { pool: Rc::downgrade(self), id, bytes: Cell::new(0), bulk, revoked }
     }
 
     /// Dials in a task of its own, which then drives the tunnel until it closes.
     fn start_dial(self: &Rc<Self>, id: TunnelId, key: &Key) {
         let (settle, settled) = watch::channel(None);
+        let (revoke, revoked) = watch::channel(false);
         let pool = Rc::downgrade(self);
         let (sockets, certs, config) = (self.sockets.clone(), Arc::clone(&self.certs), self.config);
         let key = key.clone();
@@ -225,7 +244,7 @@ impl TunnelPool {
                     settle.send_replace(Some(Err(failure)));
                     this.tunnels.borrow_mut().remove(&id);
                 }
-                Ok(Dialed { send, mut connection }) => {
+                Ok(Dialed { send, mut connection, standing }) => {
                     this.core.borrow_mut().dialed(id, usize::from(config.max_streams));
                     if let Some(tunnel) = this.tunnels.borrow_mut().get_mut(&id) {
                         tunnel.send = Some(send);
@@ -242,6 +261,11 @@ impl TunnelPool {
                     tokio::select! {
                         result = connection => debug!(?result, "tunnel closed"),
                         () = liveness => debug!("tunnel closed: the peer does not answer pings"),
+                        () = standing.revoked() => {
+                            debug!("tunnel closed: the peer's certificate is revoked");
+                            // Its streams hear of it before they see the end of the tunnel.
+                            revoke.send_replace(true);
+                        }
                     }
                     if let Some(this) = pool.upgrade() {
                         this.retire(id);
@@ -249,7 +273,7 @@ impl TunnelPool {
                 }
             }
         });
-        let tunnel = Tunnel { send: None, settled, bulk: Rc::default(), task: task.abort_handle() };
+        let tunnel = Tunnel { send: None, settled, bulk: Rc::default(), revoked, task: task.abort_handle() };
         self.tunnels.borrow_mut().insert(id, tunnel);
     }
 

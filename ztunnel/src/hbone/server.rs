@@ -11,6 +11,7 @@ use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -21,9 +22,10 @@ use ztunnel_core::report::{Outcome, TlsStage};
 use super::dial::within;
 use super::{HANDSHAKE_TIMEOUT, SEALED_BUFFER, SEND_BUFFER, watch_liveness};
 use crate::certs::PodCerts;
-use crate::config::{TlsConfig, TunnelConfig};
+use crate::config::TunnelConfig;
 use crate::proxy::phase::{Phase, PhaseWatch};
-use crate::tls;
+use crate::tls::revocation::Usage;
+use crate::tls::{self, Standing};
 
 /// Streams that one peer may have open in one tunnel.
 const MAX_CONCURRENT_STREAMS: u32 = 200;
@@ -39,6 +41,19 @@ pub struct TunnelPeer {
     pub local: SocketAddr,
     /// From the peer's certificate.
     pub identity: Option<Identity>,
+    /// Becomes true when that is no longer to be believed.
+    pub revoked: watch::Receiver<bool>,
+}
+
+impl TunnelPeer {
+    /// Returns once the peer's certificate is revoked.
+    pub async fn revoked(&self) {
+        let mut revoked = self.revoked.clone();
+        if revoked.wait_for(|revoked| *revoked).await.is_err() {
+            // The tunnel has ended otherwise.
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 /// A request on a tunnel.
@@ -60,17 +75,19 @@ pub type ServerStream = TlsStream<TcpStream>;
 pub async fn accept_tls(
     socket: TcpStream,
     certs: &PodCerts,
-    config: TlsConfig,
-) -> Result<ServerStream, Outcome> {
+) -> Result<(ServerStream, Standing), Outcome> {
     let certificate = certs.current().await.map_err(|error| Outcome::Identity(error.to_string()))?;
-    let config = tls::server_config(&certificate, config)
+    let config = certs
+        .tls()
+        .server_config(&certificate)
         .map_err(|error| Outcome::Tls { stage: TlsStage::Config, error: error.to_string() })?;
     let handshake = TlsAcceptor::from(config).accept(socket);
     let mut stream = within("TLS", handshake)
         .await
         .map_err(|error| Outcome::Tls { stage: TlsStage::Accept, error: error.to_string() })?;
     stream.get_mut().1.set_buffer_limit(Some(SEALED_BUFFER));
-    Ok(stream)
+    let standing = certs.tls().standing(stream.get_ref().1, &certificate, Usage::Client);
+    Ok((stream, standing))
 }
 
 /// The first SPIFFE identity of the peer's certificate.
@@ -98,8 +115,8 @@ pub enum TunnelError {
 /// # Cancel safety
 /// Dropping the future cuts the tunnel and every stream in it.
 pub async fn serve_tunnel<F>(
-    stream: ServerStream,
-    peer: TunnelPeer,
+    (stream, standing): (ServerStream, Standing),
+    peer: (TunnelPeer, watch::Sender<bool>),
     config: TunnelConfig,
     mut phase: PhaseWatch,
     serve: impl Fn(Rc<TunnelPeer>, Incoming) -> F,
@@ -117,7 +134,8 @@ where
         .handshake::<_, Bytes>(stream);
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake);
     let mut connection = handshake.await.map_err(|_elapsed| TunnelError::Silent)??;
-    let peer = Rc::new(peer);
+    let (peer, revoke) = (Rc::new(peer.0), peer.1);
+    let mut revoked = pin!(standing.revoked());
     let ping = connection.ping_pong();
     let mut liveness = pin!(async {
         match ping {
@@ -141,6 +159,12 @@ where
             () = phase.reached(Phase::Draining), if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
+            }
+            () = &mut revoked, if !*revoke.borrow() => {
+                debug!(peer = %peer.address, "tunnel closed: the peer's certificate is revoked");
+                // Its streams hear of it before they see the end of the tunnel.
+                revoke.send_replace(true);
+                connection.abrupt_shutdown(h2::Reason::NO_ERROR);
             }
             () = &mut liveness, if alive => {
                 alive = false;

@@ -13,13 +13,14 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use http::{HeaderMap, Response, StatusCode};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tracing::{debug, info, warn};
 use ztunnel_core::addr::Authority;
 use ztunnel_core::authz;
 use ztunnel_core::hbone::{ConnectRequest, baggage, connect};
 use ztunnel_core::identity::Identity;
 use ztunnel_core::mesh::{Mesh, Workload};
-use ztunnel_core::report::{Leg, Outcome, Reporter, Security};
+use ztunnel_core::report::{Cut, Leg, Outcome, Reporter, Security};
 use ztunnel_core::route::{self, Inbound, InboundTarget};
 
 use super::accept::Accepted;
@@ -35,14 +36,21 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let _open = context.shared.metrics.open_socket(Reporter::Destination);
     let _busy = proxy.balance.busy();
     let Accepted { socket, peer, local, phase } = accepted;
-    let stream = match server::accept_tls(socket, &context.certs, context.shared.config.tunnels.tls).await {
-        Ok(stream) => stream,
+    let (stream, standing) = match server::accept_tls(socket, &context.certs).await {
+        Ok(accepted) => accepted,
         Err(outcome) => return turned_away(Reporter::Destination, peer, local, &outcome),
     };
-    let tunnel = TunnelPeer { address: peer, local, identity: server::peer_identity(&stream) };
+    let (revoke, revoked) = watch::channel(false);
+    let tunnel = TunnelPeer { address: peer, local, identity: server::peer_identity(&stream), revoked };
     let serve = |peer, incoming| serve_stream(Rc::clone(&proxy), peer, incoming);
-    if let Err(error) =
-        server::serve_tunnel(stream, tunnel, context.shared.config.tunnels, phase, serve).await
+    if let Err(error) = server::serve_tunnel(
+        (stream, standing),
+        (tunnel, revoke),
+        context.shared.config.tunnels,
+        phase,
+        serve,
+    )
+    .await
     {
         debug!(%peer, %error, "tunnel ended");
     }
@@ -55,7 +63,7 @@ fn serve_stream(
     peer: Rc<TunnelPeer>,
     incoming: Incoming,
 ) -> impl Future<Output = ()> + 'static {
-    let opening = Box::pin(open(Rc::clone(&proxy), peer, incoming));
+    let opening = Box::pin(open(Rc::clone(&proxy), Rc::clone(&peer), incoming));
     async move {
         let _counted = Counted::new(&proxy);
         let Some(Open { connection, mut application, stream }) = opening.await else { return };
@@ -64,9 +72,15 @@ fn serve_stream(
             Ok(stream) => {
                 // Here the tunnel is downstream: what comes out of it is sent to the application.
                 let side = application_side(shared, &connection, &mut application);
-                let result = relay::tunnel(side, stream, &Reversed(&connection)).await;
-                application.end();
-                result.map_or_else(|error| error.outcome(), |_end| Outcome::Complete)
+                let metered = Reversed(&connection);
+                tokio::select! {
+                    biased;
+                    () = peer.revoked() => Outcome::Cut(Cut::Revoked),
+                    result = relay::tunnel(side, stream, &metered) => {
+                        application.end();
+                        result.map_or_else(|error| error.outcome(), |_end| Outcome::Complete)
+                    }
+                }
             }
             Err(error) => relay::RelayError::Http2(error).outcome(),
         };

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use ztunnel_core::hbone::connect;
 use ztunnel_core::hbone::{Forwarded, TraceParent};
 use ztunnel_core::mesh::Workload;
-use ztunnel_core::report::{Leg, Outcome, Reporter, Security};
+use ztunnel_core::report::{Cut, Leg, Outcome, Reporter, Security};
 use ztunnel_core::route::{self, Hop, Outbound, Route, RouteKind, Routing};
 
 use super::accept::Accepted;
@@ -114,7 +114,11 @@ async fn tunnel(
     let Opened { stream, lease, .. } = Box::pin(open(proxy, source, hop, forwarded)).await?;
     let metered = Metered { connection, lease: &lease };
     let application = application_side(&proxy.context.shared, connection, socket);
-    relay::tunnel(application, stream, &metered).await.map_err(|error| error.outcome())
+    tokio::select! {
+        biased;
+        () = lease.revoked() => Err(Outcome::Cut(Cut::Revoked)),
+        result = relay::tunnel(application, stream, &metered) => result.map_err(|error| error.outcome()),
+    }
 }
 
 async fn open(

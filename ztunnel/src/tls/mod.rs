@@ -1,20 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //! TLS of the tunnels: TLS 1.3, both sides authenticated, ALPN `h2`, no resumption.
 //!
-//! Source: data-plane contract, section 1.1. The peer's identity is checked in [`verify`].
+//! Source: data-plane contract, section 1.1. The peer's identity is checked in [`verify`], whether it still counts in
+//! [`revocation`].
 
+pub mod revocation;
 pub mod verify;
 
 use std::sync::Arc;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::CertificateDer;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
-use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
+use rustls::{ClientConfig, CommonState, ServerConfig, SupportedProtocolVersion};
 use ztunnel_core::identity::Identity;
 
-use crate::certs::Certificate;
+use crate::certs::{Certificate, Roots};
 use crate::config::TlsConfig;
+use revocation::{Revocations, Usage};
 
 /// AES-GCM suites in the contract's order, with the key exchanges of aws-lc.
 pub(crate) fn provider(config: TlsConfig) -> Arc<CryptoProvider> {
@@ -41,48 +45,100 @@ pub(crate) fn versions(config: TlsConfig) -> &'static [&'static SupportedProtoco
     if config.tls12 { rustls::ALL_VERSIONS } else { &TLS13 }
 }
 
-/// What a pod presents to those who tunnel to it, and whom it lets in: anyone of its own trust domain.
-///
-/// # Errors
-/// The settings and the roots do not go together.
-pub fn server_config(
-    certificate: &Certificate,
-    config: TlsConfig,
-) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let provider = provider(config);
-    let verifier = verify::TrustDomainVerifier::new(
-        Arc::clone(&certificate.roots.store),
-        Arc::clone(&certificate.identity.trust_domain),
-        &provider,
-    )?;
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(versions(config))?
-        .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&certificate.key))));
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    Ok(Arc::new(config))
+/// How every handshake with a peer is done.
+#[derive(Debug, Clone, Default)]
+pub struct Tls {
+    /// What is offered.
+    pub config: TlsConfig,
+    /// Whom not to believe any more; `None`: nobody has asked for that.
+    pub revocations: Option<Revocations>,
 }
 
-/// What a pod presents when it tunnels out, and the identities of which the peer must have one.
-///
-/// # Errors
-/// The settings do not go together.
-pub fn client_config(
-    certificate: &Certificate,
-    expected: &[Identity],
-    config: TlsConfig,
-) -> Result<Arc<ClientConfig>, rustls::Error> {
-    let provider = provider(config);
-    let verifier = verify::IdentityVerifier::new(Arc::clone(&certificate.roots.store), expected, &provider);
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(versions(config))?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&certificate.key))));
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    config.resumption = rustls::client::Resumption::disabled();
-    config.enable_sni = false;
-    Ok(Arc::new(config))
+impl Tls {
+    /// What a pod presents to those who tunnel to it, and whom it lets in: anyone of its own trust domain.
+    ///
+    /// # Errors
+    /// The settings and the roots do not go together.
+    pub fn server_config(&self, certificate: &Certificate) -> Result<Arc<ServerConfig>, rustls::Error> {
+        let provider = provider(self.config);
+        let verifier = verify::TrustDomainVerifier::new(
+            Arc::clone(&certificate.roots.store),
+            Arc::clone(&certificate.identity.trust_domain),
+            &provider,
+            self.revocations.clone(),
+        )?;
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions(self.config))?
+            .with_client_cert_verifier(Arc::new(verifier))
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&certificate.key))));
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(Arc::new(config))
+    }
+
+    /// What a pod presents when it tunnels out, and the identities of which the peer must have one.
+    ///
+    /// # Errors
+    /// The settings do not go together.
+    pub fn client_config(
+        &self,
+        certificate: &Certificate,
+        expected: &[Identity],
+    ) -> Result<Arc<ClientConfig>, rustls::Error> {
+        let provider = provider(self.config);
+        let verifier = verify::IdentityVerifier::new(
+            Arc::clone(&certificate.roots.store),
+            expected,
+            &provider,
+            self.revocations.clone(),
+        );
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions(self.config))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&certificate.key))));
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.resumption = rustls::client::Resumption::disabled();
+        config.enable_sni = false;
+        Ok(Arc::new(config))
+    }
+
+    /// What of a peer must be remembered while its connection is open.
+    pub fn standing(&self, connection: &CommonState, certificate: &Certificate, usage: Usage) -> Standing {
+        let checked = self.revocations.clone().map(|revocations| Checked {
+            revocations,
+            chain: connection.peer_certificates().unwrap_or_default().to_vec(),
+            roots: Arc::clone(&certificate.roots),
+            usage,
+        });
+        Standing(checked)
+    }
+}
+
+/// Whether the peer of an open connection is still to be believed.
+#[derive(Debug)]
+pub struct Standing(Option<Checked>);
+
+#[derive(Debug)]
+struct Checked {
+    revocations: Revocations,
+    chain: Vec<CertificateDer<'static>>,
+    roots: Arc<Roots>,
+    usage: Usage,
+}
+
+impl Standing {
+    /// Returns once the peer's certificate is revoked.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub async fn revoked(&self) {
+        match &self.0 {
+            Some(checked) => {
+                checked.revocations.revoked(&checked.chain, &checked.roots.store, checked.usage).await;
+            }
+            None => std::future::pending().await,
+        }
+    }
 }

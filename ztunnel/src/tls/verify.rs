@@ -17,6 +17,8 @@ use rustls::{
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 use ztunnel_core::identity::Identity;
 
+use super::revocation::{Revocations, Usage};
+
 /// The peer's certificate is genuine, and does not name the identity that we need.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
@@ -61,12 +63,19 @@ pub struct IdentityVerifier {
     roots: Arc<RootCertStore>,
     expected: Vec<Identity>,
     algorithms: WebPkiSupportedAlgorithms,
+    revocations: Option<Revocations>,
 }
 
 impl IdentityVerifier {
     /// An empty `expected` accepts nobody.
-    pub fn new(roots: Arc<RootCertStore>, expected: &[Identity], provider: &CryptoProvider) -> Self {
-        Self { roots, expected: expected.to_vec(), algorithms: provider.signature_verification_algorithms }
+    pub fn new(
+        roots: Arc<RootCertStore>,
+        expected: &[Identity],
+        provider: &CryptoProvider,
+        revocations: Option<Revocations>,
+    ) -> Self {
+        let algorithms = provider.signature_verification_algorithms;
+        Self { roots, expected: expected.to_vec(), algorithms, revocations }
     }
 }
 
@@ -87,6 +96,9 @@ impl ServerCertVerifier for IdentityVerifier {
             now,
             self.algorithms.all,
         )?;
+        if let Some(revocations) = &self.revocations {
+            revocations.check(&chain(end_entity, intermediates), &self.roots, Usage::Server, now)?;
+        }
         let got = identities(end_entity);
         if got.iter().any(|identity| self.expected.contains(identity)) {
             return Ok(ServerCertVerified::assertion());
@@ -121,7 +133,9 @@ impl ServerCertVerifier for IdentityVerifier {
 #[derive(Debug)]
 pub struct TrustDomainVerifier {
     chain: Arc<dyn ClientCertVerifier>,
+    roots: Arc<RootCertStore>,
     trust_domain: Arc<str>,
+    revocations: Option<Revocations>,
 }
 
 impl TrustDomainVerifier {
@@ -133,11 +147,12 @@ impl TrustDomainVerifier {
         roots: Arc<RootCertStore>,
         trust_domain: Arc<str>,
         provider: &Arc<CryptoProvider>,
+        revocations: Option<Revocations>,
     ) -> Result<Self, rustls::Error> {
-        let chain = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider))
+        let chain = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(provider))
             .build()
             .map_err(|error| rustls::Error::General(error.to_string()))?;
-        Ok(Self { chain, trust_domain })
+        Ok(Self { chain, roots, trust_domain, revocations })
     }
 }
 
@@ -153,6 +168,9 @@ impl ClientCertVerifier for TrustDomainVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        if let Some(revocations) = &self.revocations {
+            revocations.check(&chain(end_entity, intermediates), &self.roots, Usage::Client, now)?;
+        }
         let got = identities(end_entity);
         if got.iter().any(|identity| identity.trust_domain == self.trust_domain) {
             return Ok(verified);
@@ -182,6 +200,13 @@ impl ClientCertVerifier for TrustDomainVerifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.chain.supported_verify_schemes()
     }
+}
+
+fn chain<'a>(
+    end_entity: &CertificateDer<'a>,
+    intermediates: &[CertificateDer<'a>],
+) -> Vec<CertificateDer<'a>> {
+    std::iter::once(end_entity).chain(intermediates).cloned().collect()
 }
 
 fn refuse(error: IdentityError) -> rustls::Error {
