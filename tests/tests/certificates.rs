@@ -480,8 +480,10 @@ fn a_revoked_certificate_is_refused_and_its_open_connections_are_cut() {
     // The destination's certificate: now it is the source that refuses.
     revoke(&[serial(&istiod, mesh.pod("c"))]);
     assert!(open.ends_within(Duration::from_secs(10)), "towards a revoked certificate");
-    wait::until("refused by the source", SOON, || !answers(&mesh, "b", "c") && rejected("n1", "source") > 1.5)
-        .unwrap();
+    wait::until("refused by the source", SOON, || {
+        !answers(&mesh, "b", "c") && rejected("n1", "source") > 1.5
+    })
+    .unwrap();
     revoke(&[]);
     wait::until("traffic", SOON, || answers(&mesh, "a", "c") && answers(&mesh, "b", "c")).unwrap();
     drop((server, cut, open));
@@ -498,6 +500,10 @@ fn a_broken_revocation_list_at_start_is_an_error_and_not_no_list() {
     let node = mesh.node("n1");
     node.launch().unwrap();
     assert_eq!(node.wait_exit(SOON).unwrap().code(), Some(1));
-    assert!(node.stderr().contains("CRL_PATH") && node.stderr().contains("not a revocation list"), "{}", node.stderr());
+    assert!(
+        node.stderr().contains("CRL_PATH") && node.stderr().contains("not a revocation list"),
+        "{}",
+        node.stderr()
+    );
     mesh.stop().unwrap();
 }

@@ -50,8 +50,10 @@ pub fn run(env: &impl Env) -> anyhow::Result<()> {
     info!("{}", version::describe());
     let config = Config::from_env(env)?;
     raise_file_limit();
-    netns::remember_home()
-        .context("cannot enter network namespaces: CAP_SYS_ADMIN is missing; run `ztunnel doctor`")?;
+    if config.mode == ProxyMode::Shared {
+        netns::remember_home()
+            .context("cannot enter network namespaces: CAP_SYS_ADMIN is missing; run `ztunnel doctor`")?;
+    }
     let mesh = load_mesh(&config.mesh)?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let tag = env.get("ISTIO_META_ISTIO_VERSION").unwrap_or_else(|| "unknown".into());
@@ -110,7 +112,8 @@ async fn serve(shared: Arc<Shared>, tag: String) -> anyhow::Result<()> {
     readiness.done(STATE_MANAGER);
     readiness.done(PROXY);
 
-    let (ready, mut is_ready) = watch::channel(false);
+    // A dedicated proxy has no node agent to wait for.
+    let (ready, mut is_ready) = watch::channel(shared.config.mode != ProxyMode::Shared);
     let follow = async {
         loop {
             if *is_ready.borrow_and_update() {
@@ -132,9 +135,20 @@ async fn serve(shared: Arc<Shared>, tag: String) -> anyhow::Result<()> {
             }
         }
     };
-    let agent = Agent::new(shared.config.inpod_uds.clone(), pods.clone(), ready);
+    let agent = async {
+        match &shared.config.mode {
+            ProxyMode::Shared => {
+                let agent = Agent::new(shared.config.inpod_uds.clone(), pods.clone(), ready);
+                agent.run().await.map_err(anyhow::Error::from)
+            }
+            ProxyMode::Dedicated(workload) => {
+                pods.start_here(workload).context("proxy starts")?;
+                std::future::pending().await
+            }
+        }
+    };
     let ended = tokio::select! {
-        result = agent.run() => result.map_err(anyhow::Error::from),
+        result = agent => result,
         () = follow => Ok(()),
         () = give_back => Ok(()),
         signal = stop_signal() => signal.map(|name| info!(signal = name, "shutting down")),

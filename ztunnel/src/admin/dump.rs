@@ -13,6 +13,7 @@ use ztunnel_core::report::access::Timestamp;
 
 use super::Doors;
 use crate::certs::store::State;
+use crate::config::ProxyMode;
 use crate::tls::revocation::Revocations;
 use crate::version;
 
@@ -35,14 +36,17 @@ pub fn config_dump(doors: &Doors) -> Value {
             (pod.uid, json!({ "state": "Up", "info": info }))
         })
         .collect();
-    json!({
+    let mut dump = json!({
         "certificates": certificates,
         "policies": policies,
         "services": services,
         "version": { "version": version::VERSION },
-        "workloadState": pods,
         "workloads": workloads,
-    })
+    });
+    if doors.shared.config.mode == ProxyMode::Shared {
+        dump["workloadState"] = pods.into();
+    }
+    dump
 }
 
 /// The node at a glance: the fast path first, then every pod.

@@ -15,6 +15,7 @@ use ztunnel_core::addr::{INBOUND_HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PO
 use ztunnel_core::fastpath::Eligibility;
 use ztunnel_core::zds::{PodInfo, StartError, Uid};
 
+use crate::config::mode::WorkloadInfo;
 use crate::mesh::LocalPod;
 use crate::proxy::phase::{Phase, PhaseWatch};
 use crate::proxy::socket::{ListenerKind, PodSockets};
@@ -81,10 +82,25 @@ impl Pods {
     /// # Errors
     /// The namespace is gone, or a listener cannot be bound.
     pub fn start(&self, uid: &Uid, info: &PodInfo, netns: Arc<OwnedFd>) -> Result<(), StartError> {
+        self.start_in(uid, info, Netns::new(netns).map_err(|error| start_error(&error))?)
+    }
+
+    /// Starts the proxy of one workload in the namespace of this process.
+    ///
+    /// # Errors
+    /// A listener cannot be bound.
+    pub fn start_here(&self, workload: &WorkloadInfo) -> Result<(), StartError> {
+        let WorkloadInfo { namespace, name, service_account } = workload.clone();
+        let info = PodInfo { name, namespace, service_account };
+        let netns = Netns::own().map_err(|error| start_error(&error))?;
+        self.start_in(&Uid::from("dedicated"), &info, netns)
+    }
+
+    fn start_in(&self, uid: &Uid, info: &PodInfo, netns: Netns) -> Result<(), StartError> {
         let inner = &self.0;
         let alive = inner.alive.lock().as_ref().map(|(sender, _)| sender.clone());
         let alive = alive.ok_or_else(|| StartError::Failed("shutting down".into()))?;
-        let netns = Arc::new(Netns::new(netns).map_err(|error| start_error(&error))?);
+        let netns = Arc::new(netns);
         let cookie = netns.cookie();
         let eligibility = inner.shared.fastpath.enroll(cookie, &info.namespace, &info.service_account);
         let sockets =

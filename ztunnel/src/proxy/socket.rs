@@ -85,7 +85,9 @@ impl PodSockets {
         if address.is_ipv6() {
             socket.set_only_v6(false)?;
         }
-        self.mark(&socket)?;
+        if self.config.mark_listeners {
+            self.mark(&socket)?;
+        }
         if self.config.port_reuse {
             if let Err(error) = socket.set_reuse_port(true) {
                 warn!(%address, %error, "cannot share the port with another ztunnel");
@@ -126,6 +128,11 @@ impl PodSockets {
     }
 
     fn keep_alive(&self, socket: SockRef<'_>) {
+        if let Some(timeout) = self.config.user_timeout
+            && let Err(error) = socket.set_tcp_user_timeout(Some(timeout))
+        {
+            debug!(%error, "cannot set TCP_USER_TIMEOUT");
+        }
         let Some(Keepalive { time, interval, retries }) = self.config.keepalive else { return };
         let keepalive = TcpKeepalive::new().with_time(time).with_interval(interval).with_retries(retries);
         if let Err(error) = socket.set_tcp_keepalive(&keepalive) {

@@ -21,7 +21,8 @@ static HOME: OnceLock<OwnedFd> = OnceLock::new();
 /// A network namespace that we hold open.
 #[derive(Debug)]
 pub struct Netns {
-    fd: Arc<OwnedFd>,
+    /// `None`: that of this process, which need not be entered.
+    fd: Option<Arc<OwnedFd>>,
     /// (device, inode): equal for two descriptors of one namespace.
     identity: (u64, u64),
     /// The id that the kernel programs see; 0 where the kernel has none (before 5.14).
@@ -35,12 +36,24 @@ impl Netns {
     /// The descriptor is not a network namespace, or the process may not enter it.
     pub fn new(fd: Arc<OwnedFd>) -> io::Result<Self> {
         let identity = identity(&fd)?;
-        let mut netns = Self { fd, identity, cookie: 0 };
-        netns.cookie = netns.run(|| {
+        Self { fd: Some(fd), identity, cookie: 0 }.with_cookie()
+    }
+
+    /// The namespace of this process. No privilege is needed: nobody goes anywhere.
+    ///
+    /// # Errors
+    /// The kernel does not say which one it is.
+    pub fn own() -> io::Result<Self> {
+        let identity = identity(&own()?)?;
+        Self { fd: None, identity, cookie: 0 }.with_cookie()
+    }
+
+    fn with_cookie(mut self) -> io::Result<Self> {
+        self.cookie = self.run(|| {
             let probe = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
             Ok::<_, io::Error>(sockopt::netns_cookie(&probe).unwrap_or(0))
         })??;
-        Ok(netns)
+        Ok(self)
     }
 
     /// (device, inode) of the namespace.
@@ -69,8 +82,9 @@ impl Netns {
                 setns(home.as_fd(), CloneFlags::CLONE_NEWNET).expect("a thread returns to its own namespace");
             }
         }
+        let Some(fd) = &self.fd else { return Ok(f()) };
         remember_home()?;
-        setns(self.fd.as_fd(), CloneFlags::CLONE_NEWNET)?;
+        setns(fd.as_fd(), CloneFlags::CLONE_NEWNET)?;
         let _return = Return;
         Ok(f())
     }
@@ -93,9 +107,13 @@ pub fn remember_home() -> io::Result<()> {
     if HOME.get().is_some() {
         return Ok(());
     }
-    let home: OwnedFd = File::open("/proc/thread-self/ns/net")?.into();
+    let home = own()?;
     setns(home.as_fd(), CloneFlags::CLONE_NEWNET)?;
     // Another thread may have been first; both opened the same namespace.
     HOME.get_or_init(|| home);
     Ok(())
+}
+
+fn own() -> io::Result<OwnedFd> {
+    Ok(File::open("/proc/thread-self/ns/net")?.into())
 }
