@@ -90,15 +90,52 @@ pub(super) async fn serve<F>(
                 Some(_) = connections.join_next() => {}
             }
         }
-        // No longer listening: the port is free for another ztunnel.
-        drop(listener);
-        while connections.join_next().await.is_some() {}
+        for (socket, peer) in queued(listener) {
+            if let Some(accepted) = accept(socket, peer, phase) {
+                connections.spawn_local(serve_one(Rc::clone(proxy), accepted));
+            }
+        }
+        loop {
+            tokio::select! {
+                biased;
+                // Given to this worker before the drain began: nobody else would serve it.
+                Some(handed) = handed() => {
+                    let accepted = handed.take().and_then(|(socket, peer)| accept(socket, peer, phase));
+                    if let Some(accepted) = accepted {
+                        connections.spawn_local(serve_one(Rc::clone(proxy), accepted));
+                    }
+                }
+                ended = connections.join_next() => if ended.is_none() { break },
+            }
+        }
     };
     tokio::select! {
         biased;
         () = cut.reached(Phase::Cut) => {}
         () = accepting => {}
     }
+}
+
+/// Stops listening: the port is free for another ztunnel. Gives the connections that the kernel had already accepted: it
+/// would reset them, although their peers believe them open and another ztunnel may be there.
+fn queued(listener: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
+    let listener = match listener.into_std() {
+        Ok(listener) => listener,
+        Err(error) => {
+            debug!(%error, "cannot empty the queue of a listener");
+            return Vec::new();
+        }
+    };
+    let mut all = Vec::new();
+    // Without blocking: the last one is followed by an error.
+    while let Ok((socket, peer)) = listener.accept() {
+        let taken = socket.set_nonblocking(true).and_then(|()| TcpStream::from_std(socket));
+        match taken {
+            Ok(socket) => all.push((socket, peer)),
+            Err(error) => debug!(%error, "an accepted connection is lost"),
+        }
+    }
+    all
 }
 
 fn accept(socket: TcpStream, peer: SocketAddr, phase: &PhaseWatch) -> Option<Accepted> {
