@@ -110,10 +110,10 @@ fn an_authority_that_is_down_at_start_is_found_when_it_is_up() {
     start(&mesh);
     let server = Server::echo(mesh.pod("c"), 8080).unwrap();
     assert!(!answers(&mesh, "a", "c"), "without a certificate");
-    wait_refused(mesh.node("n1"), "no roots of trust for the control plane in");
-    std::fs::write(&root, &files[0]).unwrap();
-    wait_refused_after_retry(&mesh, &token.to_string_lossy());
+    wait_refused(mesh.node("n1"), &format!("the token in {} cannot be used", token.display()));
     std::fs::write(&token, &files[1]).unwrap();
+    wait_refused_after_retry(&mesh, "no roots of trust for the control plane in");
+    std::fs::write(&root, &files[0]).unwrap();
     wait_refused_after_retry(&mesh, "TCP to 10.71.0.250:15012");
     istiod.resume().unwrap();
     wait::until("traffic", Duration::from_secs(60), || answers(&mesh, "a", "c")).unwrap();

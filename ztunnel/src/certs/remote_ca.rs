@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
+use tonic::metadata::MetadataMap;
 use tonic_prost::ProstCodec;
 use ztunnel_core::certs::proto::auth::{IstioCertificateRequest, IstioCertificateResponse};
 use ztunnel_core::certs::proto::{IMPERSONATED_IDENTITY, METHOD};
@@ -64,12 +65,14 @@ impl RemoteCa {
             metadata: (self.caller == Caller::Node).then(|| impersonate(identity)),
         };
         let call = async {
-            let mut client = tonic::client::Grpc::new(self.server.channel()?);
-            let request = self.server.request(message)?;
-            client
-                .ready()
-                .await
-                .map_err(|error| self.server.error(&tonic::Status::from_error(Box::new(error))))?;
+            let metadata = MetadataMap::from_headers(self.server.metadata()?);
+            let channel = self.server.channel().await?;
+            let mut client = tonic::client::Grpc::with_origin(channel, self.server.address().clone());
+            let mut request = tonic::Request::new(message);
+            *request.metadata_mut() = metadata;
+            let broken =
+                |error: hyper::Error| self.server.error(&tonic::Status::unavailable(error.to_string()));
+            client.ready().await.map_err(broken)?;
             let codec = ProstCodec::<IstioCertificateRequest, IstioCertificateResponse>::default();
             let answer = client.unary(request, PathAndQuery::from_static(METHOD), codec).await;
             answer.map(tonic::Response::into_inner).map_err(|status| self.server.error(&status))

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! TCP and TLS to a server of the control plane, each with its own time limit.
+//! TCP, TLS and HTTP/2 to a server of the control plane, each with its own time limit.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::Uri;
-use hyper_util::rt::TokioIo;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
@@ -16,14 +15,14 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
-use tower::{Service, service_fn};
+use tracing::debug;
 
+use super::channel::Channel;
 use super::roots::Roots;
 use crate::config::TlsConfig;
 use crate::tls;
 
-/// TCP, and TLS, may take this long each.
+/// Each step may take this long.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Idle time before TCP asks whether the server is still there, then between two questions, then how many.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(300), Duration::from_secs(75), 9);
@@ -42,39 +41,23 @@ impl Connector {
         Self { roots: Arc::clone(roots.store()), alternative_name, tls }
     }
 
-    /// As HTTP clients want it.
-    pub(super) fn service(
-        self,
-    ) -> impl Service<
-        Uri,
-        Response = TokioIo<TlsStream<TcpStream>>,
-        Error = io::Error,
-        Future: Future<Output = io::Result<TokioIo<TlsStream<TcpStream>>>> + Send,
-    > + Send
-    + 'static {
-        service_fn(move |uri: Uri| {
-            let connector = self.clone();
-            async move { connector.connect(&uri).await.map(TokioIo::new) }
-        })
-    }
-
-    async fn connect(&self, uri: &Uri) -> io::Result<TlsStream<TcpStream>> {
+    /// Connects; the error says at which step it failed.
+    pub(super) async fn connect(&self, uri: &Uri) -> Result<Channel, String> {
         let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-        let port = uri.port_u16().unwrap_or(443);
-        let socket = within(&format!("TCP to {host}:{port}"), TcpStream::connect((host, port))).await?;
-        socket.set_nodelay(true)?;
-        let (time, interval, retries) = KEEPALIVE;
-        let keepalive = TcpKeepalive::new().with_time(time).with_interval(interval).with_retries(retries);
-        SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
-        let config = self.config().map_err(io::Error::other)?;
-        let stream =
-            within(&format!("TLS with {host}:{port}"), TlsConnector::from(config).connect(name, socket))
-                .await?;
-        if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
-            return Err(io::Error::other(format!("{host}:{port} does not speak HTTP/2 (ALPN)")));
+        let address = format!("{host}:{}", uri.port_u16().unwrap_or(443));
+        let name = ServerName::try_from(host.to_owned()).map_err(|error| format!("{host}: {error}"))?;
+        let dial = TcpStream::connect((host, uri.port_u16().unwrap_or(443)));
+        let socket = within(&format!("TCP to {address}"), dial).await?;
+        if let Err(error) = prepare(&socket) {
+            debug!(%error, "cannot set socket options");
         }
-        Ok(stream)
+        let config = self.config().map_err(|error| format!("TLS: {error}"))?;
+        let handshake = TlsConnector::from(config).connect(name, socket);
+        let stream = within(&format!("TLS with {address}"), handshake).await?;
+        if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+            return Err(format!("TLS with {address}: it does not speak HTTP/2 (ALPN)"));
+        }
+        within(&format!("HTTP/2 with {address}"), Channel::open(stream)).await
     }
 
     fn config(&self) -> Result<Arc<ClientConfig>, rustls::Error> {
@@ -95,15 +78,22 @@ impl Connector {
     }
 }
 
+fn prepare(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    let (time, interval, retries) = KEEPALIVE;
+    let keepalive = TcpKeepalive::new().with_time(time).with_interval(interval).with_retries(retries);
+    SockRef::from(socket).set_tcp_keepalive(&keepalive)
+}
+
 /// Bounds a step by time, and names it in its error.
-async fn within<T>(step: &str, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+async fn within<T, E: std::fmt::Display>(
+    step: &str,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, String> {
     match tokio::time::timeout(CONNECT_TIMEOUT, work).await {
         Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) => Err(io::Error::new(error.kind(), format!("{step}: {error}"))),
-        Err(_elapsed) => Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!("{step}: no answer within {CONNECT_TIMEOUT:?}"),
-        )),
+        Ok(Err(error)) => Err(format!("{step}: {error}")),
+        Err(_elapsed) => Err(format!("{step}: no answer within {CONNECT_TIMEOUT:?}")),
     }
 }
 

@@ -1,38 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The way to a server of the control plane: one HTTP/2 connection over TLS, opened when needed, and what every call
-//! shows of us. Source: control-plane contract, sections 1.1 and 1.2.
+//! The way to a server of the control plane: HTTP/2 over TLS, and what every call shows of us.
 //!
 //! Roots and tokens are files that others replace: both are read again for every call, so that whatever is missing or
-//! wrong now may be right at the next attempt.
+//! wrong now may be right at the next attempt. Source: control-plane contract, sections 1.1 and 1.2.
 //!
-//! * [`roots`]: what the server's certificate must chain to. * [`connect`]: TCP and TLS.
+//! * [`roots`]: what the server's certificate must chain to. * [`connect`]: TCP, TLS and HTTP/2.
+//! * [`channel`]: one connection.
 
+pub mod channel;
 pub mod connect;
 pub mod roots;
 
 use std::error::Error as _;
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::header::AUTHORIZATION;
-use http::{HeaderMap, HeaderName, HeaderValue};
-use parking_lot::Mutex;
-use tonic::metadata::MetadataMap;
-use tonic::transport::{Channel, Endpoint};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use tokio::sync::Mutex;
 use tracing::{info, warn};
 
 use crate::config::TlsConfig;
 use crate::config::control_plane::{Credentials, ServerConfig, TokenSource};
+use channel::Channel;
 use connect::Connector;
 use roots::{Roots, RootsError};
 
 /// The cluster whose token we present.
 const CLUSTER_ID: HeaderName = HeaderName::from_static("clusterid");
-/// HTTP/2 pings while the connection lives …
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// … and how long their answer may take.
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// No token is longer.
 const MAX_TOKEN: usize = 64 << 10;
 /// What a server says is shown up to here.
@@ -52,74 +48,103 @@ pub enum CallError {
         /// What is wrong with it.
         error: String,
     },
-    /// The server refused, or was not reached.
+    /// The server was not reached, or is not who it should be.
+    #[error("Unavailable: {0}")]
+    Connect(String),
+    /// The server refused, or the call broke.
     #[error("{code:?}: {message}")]
     Status {
         /// The code of gRPC.
         code: tonic::Code,
-        /// The server's words, or how the connection failed.
+        /// The server's words, or how the call broke.
         message: String,
     },
 }
 
-/// A server of the control plane. The connection to it is shared by all calls.
+/// A server of the control plane.
 #[derive(Debug)]
 pub struct Server {
     config: ServerConfig,
     credentials: Credentials,
     tls: TlsConfig,
-    channel: Mutex<Option<Open>>,
+    shared: Mutex<Shared>,
+    /// Failed attempts to open the shared connection.
+    failures: AtomicU64,
 }
 
-#[derive(Debug)]
-struct Open {
-    roots: Roots,
-    channel: Channel,
+/// The connection that calls share.
+#[derive(Debug, Default)]
+struct Shared {
+    roots: Option<Roots>,
+    channel: Option<Channel>,
+    /// How the last attempt failed.
+    failure: Option<CallError>,
 }
 
 impl Server {
     /// A server to which nothing is open yet.
     pub fn new(config: ServerConfig, credentials: Credentials, tls: TlsConfig) -> Self {
-        Self { config, credentials, tls, channel: Mutex::default() }
+        Self { config, credentials, tls, shared: Mutex::default(), failures: AtomicU64::new(0) }
     }
 
-    /// The connection. It is opened by the first call, and again whenever it has broken. Call inside a runtime.
+    /// Where it is.
+    pub fn address(&self) -> &Uri {
+        &self.config.address
+    }
+
+    /// The connection that calls share. It is opened by the first call, and again whenever it has ended.
     ///
-    /// When the roots have changed, a new connection is made with the new ones; calls on the old one go on.
+    /// When the roots have changed, a new connection is opened with the new ones; calls on the old one go on.
     ///
     /// # Errors
-    /// There are no roots, and never were.
-    pub fn channel(&self) -> Result<Channel, CallError> {
-        let mut open = self.channel.lock();
-        let roots = match Roots::load(&self.config.roots, open.as_ref().map(|open| &open.roots)) {
-            Ok(roots) => roots,
-            Err(error) => {
-                let Some(open) = &*open else { return Err(error.into()) };
-                warn!(%error, "roots of the control plane cannot be read, keeping those from before");
-                return Ok(open.channel.clone());
-            }
-        };
-        if let Some(open) = &*open {
-            if open.roots == roots {
-                return Ok(open.channel.clone());
-            }
-            info!(server = %self.config.address, "the roots of the control plane have changed: connecting anew");
+    /// There are no roots, or the server is not reached.
+    pub async fn channel(&self) -> Result<Channel, CallError> {
+        let failures = self.failures.load(Ordering::Relaxed);
+        let mut shared = self.shared.lock().await;
+        // Whoever has waited for somebody else's attempt shares its end, the bad one as well.
+        if failures != self.failures.load(Ordering::Relaxed)
+            && let Some(failure) = &shared.failure
+        {
+            return Err(failure.clone());
         }
-        let endpoint = Endpoint::from(self.config.address.clone())
-            .http2_keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_TIMEOUT)
-            .keep_alive_while_idle(true);
+        let opened = self.open(&mut shared).await;
+        if let Err(failure) = &opened {
+            shared.failure = Some(failure.clone());
+            self.failures.fetch_add(1, Ordering::Relaxed);
+        }
+        drop(shared);
+        opened
+    }
+
+    async fn open(&self, shared: &mut Shared) -> Result<Channel, CallError> {
+        let roots = match (Roots::load(&self.config.roots, shared.roots.as_ref()), &shared.roots) {
+            (Ok(roots), _) => roots,
+            (Err(error), Some(known)) => {
+                warn!(%error, "the roots of the control plane cannot be read, keeping those from before");
+                known.clone()
+            }
+            (Err(error), None) => return Err(error.into()),
+        };
+        match &shared.channel {
+            Some(channel) if !channel.is_closed() && shared.roots.as_ref() == Some(&roots) => {
+                return Ok(channel.clone());
+            }
+            Some(channel) if !channel.is_closed() => {
+                info!(server = %self.config.address, "the roots of the control plane have changed: connecting anew");
+            }
+            Some(_) | None => {}
+        }
         let connector = Connector::new(&roots, self.config.alternative_name.as_deref(), self.tls);
-        let channel = endpoint.connect_with_connector_lazy(connector.service());
-        *open = Some(Open { roots, channel: channel.clone() });
+        let channel = connector.connect(&self.config.address).await.map_err(CallError::Connect)?;
+        *shared = Shared { roots: Some(roots), channel: Some(channel.clone()), failure: None };
         Ok(channel)
     }
 
-    /// `message`, with what we show of ourselves: token, cluster, extra headers.
+    /// What every call shows of us: token, cluster, extra headers.
     ///
     /// # Errors
     /// The token cannot be read.
-    pub fn request<T>(&self, message: T) -> Result<tonic::Request<T>, CallError> {
+    pub fn metadata(&self) -> Result<HeaderMap, CallError> {
         let mut headers: HeaderMap = self.config.headers.iter().cloned().collect();
         if let Some(token) = self.token()? {
             headers.insert(AUTHORIZATION, token);
@@ -127,9 +152,7 @@ impl Server {
                 headers.insert(CLUSTER_ID, cluster);
             }
         }
-        let mut request = tonic::Request::new(message);
-        *request.metadata_mut() = MetadataMap::from_headers(headers);
-        Ok(request)
+        Ok(headers)
     }
 
     fn token(&self) -> Result<Option<HeaderValue>, CallError> {
@@ -192,25 +215,46 @@ fn printable(text: &str) -> String {
 mod tests {
     use super::*;
 
+    fn server(variables: &[(&str, &str)]) -> Server {
+        let config = ServerConfig::read(&variables, &crate::config::control_plane::CA).unwrap().unwrap();
+        Server::new(config, Credentials::read(&variables).unwrap(), TlsConfig::default())
+    }
+
     #[test]
     fn a_token_file_is_read_again_for_every_call() {
         let path = std::env::temp_dir().join(format!("ztunnel-token-{}", std::process::id()));
-        let variables: &[(&str, &str)] =
-            &[("AUTH_TOKEN", path.to_str().unwrap()), ("CA_HEADER_x-tenant", "t")];
-        let config = ServerConfig::read(&variables, &crate::config::control_plane::CA).unwrap().unwrap();
-        let server = Server::new(config, Credentials::read(&variables).unwrap(), TlsConfig::default());
-        let error = server.request(()).unwrap_err();
+        let server = server(&[("AUTH_TOKEN", path.to_str().unwrap()), ("CA_HEADER_x-tenant", "t")]);
+        let error = server.metadata().unwrap_err();
         assert!(error.to_string().contains("ztunnel-token"), "{error}");
         std::fs::write(&path, "one\n").unwrap();
-        let request = server.request(()).unwrap();
-        let header = |request: &tonic::Request<()>, name| request.metadata().get(name).unwrap().clone();
-        assert_eq!(header(&request, "authorization"), "Bearer one");
-        assert_eq!(header(&request, "clusterid"), "Kubernetes");
-        assert_eq!(header(&request, "x-tenant"), "t");
+        let headers = server.metadata().unwrap();
+        assert_eq!(headers["authorization"], "Bearer one");
+        assert_eq!(headers["clusterid"], "Kubernetes");
+        assert_eq!(headers["x-tenant"], "t");
         std::fs::write(&path, "two").unwrap();
-        assert_eq!(header(&server.request(()).unwrap(), "authorization"), "Bearer two");
+        assert_eq!(server.metadata().unwrap()["authorization"], "Bearer two");
         std::fs::write(&path, "\n").unwrap();
-        assert!(server.request(()).unwrap_err().to_string().contains("it is empty"));
+        assert!(server.metadata().unwrap_err().to_string().contains("it is empty"));
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn calls_that_wait_for_one_attempt_share_its_failure() {
+        let path = std::env::temp_dir().join(format!("ztunnel-no-roots-{}", std::process::id()));
+        let key = rcgen::KeyPair::generate().unwrap();
+        let root = rcgen::CertificateParams::default().self_signed(&key).unwrap().pem();
+        std::fs::write(&path, root).unwrap();
+        let address = ("CA_ADDRESS", "127.0.0.1:1");
+        let server = server(&[address, ("CA_ROOT_CA", path.to_str().unwrap())]);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (first, second) = tokio::join!(server.channel(), server.channel());
+            assert!(first.as_ref().unwrap_err().to_string().contains("TCP to 127.0.0.1:1"), "{first:?}");
+            assert_eq!(first.unwrap_err(), second.unwrap_err());
+            assert_eq!(server.failures.load(Ordering::Relaxed), 1, "one attempt for both");
+            assert!(server.channel().await.is_err());
+            assert_eq!(server.failures.load(Ordering::Relaxed), 2, "the next call tries again");
+        });
         std::fs::remove_file(&path).unwrap();
     }
 
