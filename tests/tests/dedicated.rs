@@ -58,6 +58,8 @@ fn a_dedicated_proxy_asks_for_its_own_certificate() {
     let mesh = mesh(PodSpec::mesh("single").not_redirected());
     let istiod = Istiod::start(&mesh).unwrap();
     istiod.certify(&mesh);
+    // Without the rules in the pod, an application's answers to a foreign address would not come back to us.
+    mesh.node("n1").set_env("ENABLE_ORIG_SRC", "false");
     // The way from the authority to the pod.
     mesh.wire().ip("route add 10.70.1.0/24 via 10.71.0.1\n").unwrap();
     mesh.node("n2").launch().unwrap();

@@ -48,6 +48,8 @@ pub struct Config {
     pub inpod_uds: PathBuf,
     /// Threads that carry traffic.
     pub workers: usize,
+    /// `AUTHZ_POLICY_INFO_LOGGING`: what policies decide is logged at level info, not debug.
+    pub log_policies: bool,
     /// How long connections may go on after a stop was asked for.
     pub drain_deadline: Duration,
     /// The fast path.
@@ -173,6 +175,7 @@ impl Config {
             crl: env.get("CRL_PATH").filter(|path| !path.is_empty()).map(PathBuf::from),
             inpod_uds: path(env, "INPOD_UDS", "/var/run/ztunnel/ztunnel.sock"),
             workers: threads::read(env, &proxy)?,
+            log_policies: parsed(env, "AUTHZ_POLICY_INFO_LOGGING", false, boolean)?,
             drain_deadline: drain_deadline(env)?,
             fastpath: fastpath_config(env)?,
             mode,

@@ -72,10 +72,7 @@ pub type ServerStream = TlsStream<TcpStream>;
 ///
 /// # Errors
 /// What failed, as it is reported to the operator.
-pub async fn accept_tls(
-    socket: TcpStream,
-    certs: &PodCerts,
-) -> Result<(ServerStream, Standing), Outcome> {
+pub async fn accept_tls(socket: TcpStream, certs: &PodCerts) -> Result<(ServerStream, Standing), Outcome> {
     let certificate = certs.current().await.map_err(|error| Outcome::Identity(error.to_string()))?;
     let config = certs
         .tls()

@@ -225,7 +225,12 @@ pub(super) fn admit(shared: &Shared, arrival: &Arrival<'_>) -> Result<(), Outcom
     for dry_run in &verdict.dry_run {
         info!(policy = dry_run.policy().map(|name| &**name), source = %arrival.source, "{}", dry_run.event());
     }
-    debug!(policy = verdict.because.policy().map(|name| &**name), source = %arrival.source, "{}", verdict.because.event());
+    let policy = verdict.because.policy().map(|name| &**name);
+    if shared.config.log_policies {
+        info!(policy, source = %arrival.source, "{}", verdict.because.event());
+    } else {
+        debug!(policy, source = %arrival.source, "{}", verdict.because.event());
+    }
     if verdict.allowed { Ok(()) } else { Err(Outcome::Denied(verdict.because.to_string())) }
 }
 
