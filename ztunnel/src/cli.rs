@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
 use crate::admin::ADMIN_PORT;
+use crate::config::Config;
 use crate::config::env::ProcessEnv;
 use crate::telemetry::log;
 use crate::{app, doctor, version};
@@ -203,7 +204,9 @@ fn render(status: &Value, only: Option<&str>) -> String {
 
 /// Asks the admin server of the node in this network namespace.
 fn ask(method: &str, target: &str) -> io::Result<String> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN_PORT));
+    // The node's settings are ours, if we run beside it.
+    let port = Config::from_env(&ProcessEnv).map_or(ADMIN_PORT, |config| config.ports.admin);
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut socket = TcpStream::connect_timeout(&address, ADMIN_TIMEOUT).map_err(|error| {
         io::Error::new(
             error.kind(),

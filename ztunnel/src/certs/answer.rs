@@ -227,7 +227,7 @@ mod tests {
             (vec![garbage(), root()], "as the leaf"),
             (vec![good.clone(), "nonsense".to_owned(), root()], "as an intermediate"),
             (vec![good.clone(), "nonsense".to_owned()], "as the roots"),
-            (vec![good.clone(), garbage()], "as the roots"),
+            (vec![good, garbage()], "as the roots"),
             (vec![stranger, root()], "did not find expected SAN"),
             (vec![nobody, root()], "did not find expected SAN"),
             (vec![old, root()], "expired"),

@@ -19,7 +19,6 @@ use crate::mesh::SharedMesh;
 type Ended = (Identity, Result<Certificate, CertError>);
 
 /// Keeps the certificates of `store` for as long as it is polled. Call inside a `LocalSet`.
-#[expect(clippy::infinite_loop, reason = "the keeper ends when its task is dropped")]
 pub async fn keep(store: CertStore, mesh: SharedMesh, source: Source) {
     let source = Rc::new(source);
     let mut mesh_changes = mesh.changes();

@@ -149,7 +149,8 @@ impl PodCerts {
         })?;
         let identity = workload.identity();
         let mut state = self.state(&identity);
-        if let Some(result) = usable(&state.borrow()) {
+        let known = usable(&state.borrow());
+        if let Some(result) = known {
             return result;
         }
         self.store.demand(&identity);

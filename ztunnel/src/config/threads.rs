@@ -57,7 +57,7 @@ fn whole(text: &str) -> Result<usize, String> {
         .ok()
         .filter(|cpus| *cpus > 0)
         .map(usize::from)
-        .ok_or("expected a number of CPUs".to_owned())
+        .ok_or_else(|| "expected a number of CPUs".to_owned())
 }
 
 /// CPUs as Kubernetes writes them: `2`, `1.5`, `500m`; rounded up.

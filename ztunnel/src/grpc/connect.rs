@@ -57,7 +57,8 @@ impl Connector {
         if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(format!("TLS with {address}: it does not speak HTTP/2 (ALPN)"));
         }
-        within(&format!("HTTP/2 with {address}"), Channel::open(stream)).await
+        // Boxed: hyper's handshake is large, and everybody who waits for it would be.
+        within(&format!("HTTP/2 with {address}"), Box::pin(Channel::open(stream))).await
     }
 
     fn config(&self) -> Result<Arc<ClientConfig>, rustls::Error> {

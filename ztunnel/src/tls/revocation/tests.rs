@@ -117,7 +117,7 @@ fn a_file_that_is_no_list_is_refused_whole() {
     assert_eq!(Lists::parse((certificate.to_owned() + &list).as_bytes()).unwrap().0.len(), 1);
     assert_eq!(Lists::parse(certificate.as_bytes()).unwrap().0.len(), 0);
     let broken = "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n";
-    for wrong in ["nonsense", broken, &(list.clone() + broken), "-----BEGIN X509 CRL-----\nAAAA"] {
+    for wrong in ["nonsense", broken, &(list + broken), "-----BEGIN X509 CRL-----\nAAAA"] {
         assert!(Lists::parse(wrong.as_bytes()).is_err(), "{wrong:?}");
     }
 }
