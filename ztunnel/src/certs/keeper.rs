@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Fetches and renews certificates, when the core's schedule says so.
 
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use tracing::{debug, info, warn};
 use ztunnel_core::certs::Tenure;
 use ztunnel_core::identity::Identity;
@@ -15,14 +16,12 @@ use super::{CertError, Certificate, Source};
 use crate::entropy::entropy;
 use crate::mesh::SharedMesh;
 
-/// How a request ended.
-type Ended = (Identity, Result<Certificate, CertError>);
-
 /// Keeps the certificates of `store` for as long as it is polled. Call inside a `LocalSet`.
 pub async fn keep(store: CertStore, mesh: SharedMesh, source: Source) {
     let source = Rc::new(source);
     let mut mesh_changes = mesh.changes();
-    let mut requests: JoinSet<Ended> = JoinSet::new();
+    let mut requests = JoinSet::new();
+    let mut under_way: HashMap<Id, Identity> = HashMap::new();
     loop {
         greet(&store);
         let now = Instant::now();
@@ -31,12 +30,10 @@ pub async fn keep(store: CertStore, mesh: SharedMesh, source: Source) {
             (due, book.schedule.next_wake())
         });
         for identity in due {
-            let source = Rc::clone(&source);
+            let (source, asked) = (Rc::clone(&source), identity.clone());
             debug!(%identity, "asking for a certificate");
-            requests.spawn_local(async move {
-                let result = source.issue(&identity).await;
-                (identity, result)
-            });
+            let request = requests.spawn_local(async move { source.issue(&asked).await });
+            under_way.insert(request.id(), identity);
         }
         let wake = async {
             match wake {
@@ -49,9 +46,15 @@ pub async fn keep(store: CertStore, mesh: SharedMesh, source: Source) {
             // The mesh lives as long as we do.
             _ = mesh_changes.changed() => {}
             () = wake => {}
-            Some(ended) = requests.join_next() => match ended {
-                Ok((identity, result)) => store.with(|book| settle(book, &identity, result)),
-                Err(error) => warn!(%error, "a request for a certificate broke"),
+            Some(ended) = requests.join_next_with_id() => {
+                let (id, result) = match ended {
+                    Ok(ended) => ended,
+                    // A panic of ours must not keep the identity waiting for ever.
+                    Err(broken) => (broken.id(), Err(CertError::Request(broken.to_string()))),
+                };
+                if let Some(identity) = under_way.remove(&id) {
+                    store.with(|book| settle(book, &identity, result));
+                }
             }
         }
     }

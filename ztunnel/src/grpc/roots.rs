@@ -39,8 +39,8 @@ impl Roots {
     /// # Errors
     /// There is none, or they cannot be read.
     pub fn load(source: &RootSource, known: Option<&Self>) -> Result<Self, RootsError> {
-        match source {
-            RootSource::File(path) => {
+        match (source, known) {
+            (RootSource::File(path), known) => {
                 let text = std::fs::read(path).map_err(|error| wrong(path, &error.to_string()))?;
                 match known {
                     Some(known) if *known.text == *text => Ok(known.clone()),
@@ -48,12 +48,10 @@ impl Roots {
                 }
             }
             // These do not change while the process runs.
-            RootSource::Inline(_) | RootSource::System if known.is_some() => {
-                Ok(known.cloned().unwrap_or_else(|| unreachable!("asked a line above")))
-            }
-            RootSource::Inline(text) => Self::parse(text.clone().into_bytes())
+            (RootSource::Inline(_) | RootSource::System, Some(known)) => Ok(known.clone()),
+            (RootSource::Inline(text), None) => Self::parse(text.clone().into_bytes())
                 .map_err(|error| RootsError { place: "the variable's text".to_owned(), error }),
-            RootSource::System => Self::system(),
+            (RootSource::System, None) => Self::system(),
         }
     }
 
@@ -117,7 +115,6 @@ mod tests {
         std::fs::write(&path, pem()).unwrap();
         assert!(Roots::load(&source, Some(&first)).unwrap() != first);
         for wrong in ["", "nonsense", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
-            std::fs::write(&path, pem() + wrong + "-----BEGIN").unwrap_or_default();
             std::fs::write(&path, wrong).unwrap();
             assert!(Roots::load(&source, Some(&first)).is_err(), "{wrong:?}");
         }

@@ -29,6 +29,7 @@ use crate::certs::PodCerts;
 use crate::config::TunnelConfig;
 use crate::proxy::relay::TunnelStream;
 use crate::proxy::socket::{CONNECT_TIMEOUT, PodSockets};
+use crate::tls;
 
 /// A tunnel that carried this much for one stream is busy: others get one of their own, if there may be more.
 const BULK: u64 = 1 << 20;
@@ -55,8 +56,8 @@ struct Tunnel {
     settled: watch::Receiver<Settled>,
     /// Streams that carry bulk.
     bulk: Rc<Cell<usize>>,
-    /// Becomes true when the peer is no longer to be believed.
-    revoked: watch::Receiver<bool>,
+    /// Becomes true when the peer is no longer to be believed; `None`: nobody looks.
+    revoked: Option<watch::Receiver<bool>>,
     task: AbortHandle,
 }
 
@@ -90,14 +91,7 @@ pub struct Lease {
 impl Lease {
     /// Returns once the certificate of the tunnel's peer is revoked.
     pub async fn revoked(&self) {
-        let revoked = match &self.revoked {
-            Some(revoked) => revoked.clone().wait_for(|revoked| *revoked).await.is_ok(),
-            None => false,
-        };
-        if !revoked {
-            // The tunnel has ended otherwise.
-            std::future::pending::<()>().await;
-        }
+        tls::revoked(self.revoked.as_ref()).await;
     }
 
     /// Tells the pool that bytes have flowed.
@@ -224,14 +218,14 @@ impl TunnelPool {
         let tunnels = self.tunnels.borrow();
         let tunnel = tunnels.get(&id);
         let bulk = tunnel.map(|tunnel| Rc::clone(&tunnel.bulk)).unwrap_or_default();
-        let revoked = tunnel.map(|tunnel| tunnel.revoked.clone());
+        let revoked = tunnel.and_then(|tunnel| tunnel.revoked.clone());
         Lease { pool: Rc::downgrade(self), id, bytes: Cell::new(0), bulk, revoked }
     }
 
     /// Dials in a task of its own, which then drives the tunnel until it closes.
     fn start_dial(self: &Rc<Self>, id: TunnelId, key: &Key) {
         let (settle, settled) = watch::channel(None);
-        let (revoke, revoked) = watch::channel(false);
+        let (revoke, revoked) = self.certs.tls().revocation_watch();
         let pool = Rc::downgrade(self);
         let (sockets, certs, config) = (self.sockets.clone(), Arc::clone(&self.certs), self.config);
         let key = key.clone();

@@ -41,18 +41,14 @@ pub struct TunnelPeer {
     pub local: SocketAddr,
     /// From the peer's certificate.
     pub identity: Option<Identity>,
-    /// Becomes true when that is no longer to be believed.
-    pub revoked: watch::Receiver<bool>,
+    /// Becomes true when that is no longer to be believed; `None`: nobody looks.
+    pub revoked: Option<watch::Receiver<bool>>,
 }
 
 impl TunnelPeer {
     /// Returns once the peer's certificate is revoked.
     pub async fn revoked(&self) {
-        let mut revoked = self.revoked.clone();
-        if revoked.wait_for(|revoked| *revoked).await.is_err() {
-            // The tunnel has ended otherwise.
-            std::future::pending::<()>().await;
-        }
+        tls::revoked(self.revoked.as_ref()).await;
     }
 }
 

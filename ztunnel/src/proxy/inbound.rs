@@ -13,7 +13,6 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use http::{HeaderMap, Response, StatusCode};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tracing::{debug, info, warn};
 use ztunnel_core::addr::Authority;
 use ztunnel_core::authz;
@@ -40,7 +39,7 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
         Ok(accepted) => accepted,
         Err(outcome) => return turned_away(Reporter::Destination, peer, local, &outcome),
     };
-    let (revoke, revoked) = watch::channel(false);
+    let (revoke, revoked) = context.certs.tls().revocation_watch();
     let tunnel = TunnelPeer { address: peer, local, identity: server::peer_identity(&stream), revoked };
     let serve = |peer, incoming| serve_stream(Rc::clone(&proxy), peer, incoming);
     if let Err(error) = server::serve_tunnel(

@@ -14,6 +14,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, CommonState, ServerConfig, SupportedProtocolVersion};
+use tokio::sync::watch;
 use ztunnel_core::identity::Identity;
 
 use crate::certs::{Certificate, Roots};
@@ -104,6 +105,13 @@ impl Tls {
         Ok(Arc::new(config))
     }
 
+    /// Tells the streams of a tunnel that its peer is no longer to be believed. They look at it whenever they wake, so
+    /// there is nothing to look at where nothing can be revoked.
+    pub fn revocation_watch(&self) -> (watch::Sender<bool>, Option<watch::Receiver<bool>>) {
+        let (revoke, revoked) = watch::channel(false);
+        (revoke, self.revocations.is_some().then_some(revoked))
+    }
+
     /// What of a peer must be remembered while its connection is open.
     pub fn standing(&self, connection: &CommonState, certificate: &Certificate, usage: Usage) -> Standing {
         let checked = self.revocations.clone().map(|revocations| Checked {
@@ -140,5 +148,17 @@ impl Standing {
             }
             None => std::future::pending().await,
         }
+    }
+}
+
+/// Returns once the switch of [`Tls::revocation_watch`] is thrown.
+pub(crate) async fn revoked(switch: Option<&watch::Receiver<bool>>) {
+    let thrown = match switch {
+        Some(switch) => switch.clone().wait_for(|revoked| *revoked).await.is_ok(),
+        None => false,
+    };
+    if !thrown {
+        // There is none, or the tunnel has ended otherwise.
+        std::future::pending::<()>().await;
     }
 }
