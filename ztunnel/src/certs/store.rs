@@ -104,8 +104,15 @@ impl CertStore {
         }
     }
 
-    fn demand(&self, identity: &Identity) {
-        self.0.book.lock().schedule.demand(identity, Instant::now());
+    /// Somebody waits for a certificate.
+    pub(super) fn demand(&self, identity: &Identity) {
+        let mut book = self.0.book.lock();
+        // It may have come since the caller looked: then to demand it would fetch a second one.
+        let open = book.slots.get(identity).is_some_and(|slot| usable(&slot.borrow()).is_none());
+        if open {
+            book.schedule.demand(identity, Instant::now());
+        }
+        drop(book);
         self.0.changed.notify_one();
     }
 }

@@ -102,6 +102,18 @@ fn a_pod_that_is_not_in_the_mesh_has_no_certificate() {
 }
 
 #[test]
+fn a_demand_that_comes_after_the_certificate_fetches_no_second_one() {
+    with_keeper(mesh(), local("late"), async |store| {
+        let certs = store.pod(mesh(), pod());
+        let first = certs.current().await.unwrap();
+        store.demand(&first.identity);
+        let idle = store.with(|book| book.schedule.next_wake().unwrap());
+        assert!(idle > std::time::Instant::now() + Duration::from_secs(3600), "nothing is due");
+        assert!(Arc::ptr_eq(&first, &certs.current().await.unwrap()));
+    });
+}
+
+#[test]
 fn a_failure_is_told_at_once_and_names_the_authority() {
     with_keeper(mesh(), unreachable(), async |store| {
         let certs = store.pod(mesh(), pod());
