@@ -29,7 +29,7 @@ use crate::certs::PodCerts;
 use crate::config::TunnelConfig;
 use crate::proxy::relay::TunnelStream;
 use crate::proxy::socket::{CONNECT_TIMEOUT, PodSockets};
-use crate::tls;
+use crate::tls::Revoked;
 
 /// A tunnel that carried this much for one stream is busy: others get one of their own, if there may be more.
 const BULK: u64 = 1 << 20;
@@ -89,9 +89,10 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Returns once the certificate of the tunnel's peer is revoked.
-    pub async fn revoked(&self) {
-        tls::revoked(self.revoked.as_ref()).await;
+    /// Ready once the certificate of the tunnel's peer is revoked.
+    #[must_use]
+    pub fn revoked(&self) -> Revoked {
+        Revoked::new(self.revoked.as_ref())
     }
 
     /// Tells the pool that bytes have flowed.

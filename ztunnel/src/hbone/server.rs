@@ -25,7 +25,7 @@ use crate::certs::PodCerts;
 use crate::config::TunnelConfig;
 use crate::proxy::phase::{Phase, PhaseWatch};
 use crate::tls::revocation::Usage;
-use crate::tls::{self, Standing};
+use crate::tls::{self, Revoked, Standing};
 
 /// Streams that one peer may have open in one tunnel.
 const MAX_CONCURRENT_STREAMS: u32 = 200;
@@ -46,9 +46,10 @@ pub struct TunnelPeer {
 }
 
 impl TunnelPeer {
-    /// Returns once the peer's certificate is revoked.
-    pub async fn revoked(&self) {
-        tls::revoked(self.revoked.as_ref()).await;
+    /// Ready once the peer's certificate is revoked.
+    #[must_use]
+    pub fn revoked(&self) -> Revoked {
+        Revoked::new(self.revoked.as_ref())
     }
 }
 

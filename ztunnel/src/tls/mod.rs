@@ -7,7 +7,9 @@
 pub mod revocation;
 pub mod verify;
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::CertificateDer;
@@ -151,14 +153,37 @@ impl Standing {
     }
 }
 
-/// Returns once the switch of [`Tls::revocation_watch`] is thrown.
-pub(crate) async fn revoked(switch: Option<&watch::Receiver<bool>>) {
-    let thrown = match switch {
-        Some(switch) => switch.clone().wait_for(|revoked| *revoked).await.is_ok(),
-        None => false,
-    };
-    if !thrown {
-        // There is none, or the tunnel has ended otherwise.
-        std::future::pending::<()>().await;
+/// Ready once the peer of a tunnel is no longer to be believed. It is polled whenever a stream wakes, and every open
+/// connection holds one: where nothing can be revoked it is nothing.
+pub struct Revoked(Option<Pin<Box<dyn Future<Output = ()>>>>);
+
+impl Revoked {
+    /// Waits for the switch of [`Tls::revocation_watch`].
+    pub(crate) fn new(switch: Option<&watch::Receiver<bool>>) -> Self {
+        Self(switch.cloned().map(|mut switch| -> Pin<Box<dyn Future<Output = ()>>> {
+            Box::pin(async move {
+                if switch.wait_for(|revoked| *revoked).await.is_err() {
+                    // The tunnel has ended otherwise.
+                    std::future::pending::<()>().await;
+                }
+            })
+        }))
+    }
+}
+
+impl Future for Revoked {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        match &mut self.0 {
+            Some(wait) => wait.as_mut().poll(context),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl std::fmt::Debug for Revoked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Revoked").field("watched", &self.0.is_some()).finish()
     }
 }
