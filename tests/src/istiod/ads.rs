@@ -13,7 +13,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::watch;
-use ztunnel_core::xds::proto::discovery::{Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use ztunnel_core::xds::proto::discovery::{
+    Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource,
+};
 use ztunnel_core::xds::proto::security::Authorization;
 use ztunnel_core::xds::proto::workload::{Address, Service, Workload, address};
 use ztunnel_core::xds::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
@@ -92,6 +94,8 @@ pub struct Resources(BTreeMap<&'static str, BTreeMap<String, Entry>>);
 struct Entry {
     version: String,
     aliases: Vec<String>,
+    /// The node of a workload.
+    node: String,
     encoded: Bytes,
 }
 
@@ -100,7 +104,7 @@ impl Resources {
     pub fn workload(&mut self, workload: &Workload) {
         let aliases = workload.addresses.iter().filter_map(|ip| alias(&workload.network, ip)).collect();
         let address = Address { r#type: Some(address::Type::Workload(workload.clone())) };
-        self.raw(ADDRESS_TYPE, &workload.uid, aliases, &address.encode_to_vec());
+        self.insert(ADDRESS_TYPE, &workload.uid, aliases, &address.encode_to_vec(), &workload.node);
     }
 
     /// Adds or replaces a service, under `namespace/hostname`.
@@ -119,6 +123,10 @@ impl Resources {
 
     /// Adds or replaces whatever bytes under a name.
     pub fn raw(&mut self, type_url: &'static str, name: &str, aliases: Vec<String>, value: &[u8]) {
+        self.insert(type_url, name, aliases, value, "");
+    }
+
+    fn insert(&mut self, type_url: &'static str, name: &str, aliases: Vec<String>, value: &[u8], node: &str) {
         // istiod gives addresses a hash as their version, and policies none.
         let version = if type_url == ADDRESS_TYPE { format!("{:016x}", fnv(value)) } else { String::new() };
         let resource = Resource {
@@ -127,7 +135,8 @@ impl Resources {
             name: name.to_owned(),
             aliases: aliases.clone(),
         };
-        let entry = Entry { version, aliases, encoded: resource.encode_to_vec().into() };
+        let encoded = resource.encode_to_vec().into();
+        let entry = Entry { version, aliases, node: node.to_owned(), encoded };
         self.0.entry(type_url).or_default().insert(name.to_owned(), entry);
     }
 
@@ -182,6 +191,23 @@ impl Ads {
         result
     }
 
+    /// Resources that are not known to anybody yet.
+    #[must_use]
+    pub fn prepare(&self, change: impl FnOnce(&mut Resources)) -> Resources {
+        let mut resources = Resources::default();
+        change(&mut resources);
+        resources
+    }
+
+    /// Adds prepared resources to what the control plane knows.
+    pub fn publish(&self, prepared: Resources) {
+        self.update(|resources| {
+            for (type_url, prepared) in prepared.0 {
+                resources.0.entry(type_url).or_default().extend(prepared);
+            }
+        });
+    }
+
     /// Changes what goes wrong from now on.
     pub fn faults(&self, change: impl FnOnce(&mut Faults)) {
         change(&mut self.state.lock().faults);
@@ -230,13 +256,26 @@ impl Ads {
     }
 }
 
+/// A stream, as long as it stands.
+struct Open<'a> {
+    ads: &'a Ads,
+    number: usize,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.ads.state.lock().open.remove(&self.number);
+    }
+}
+
 /// One stream.
 struct Stream<'a> {
     ads: &'a Ads,
     number: usize,
     subscriptions: HashMap<String, Subscription>,
     nonces: u64,
-    has_node: bool,
+    /// `NODE_NAME` of the client.
+    node: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -261,19 +300,19 @@ impl Ads {
         let metadata = call.metadata().clone();
         let Ok((requests, mut responses)) = call.accept() else { return };
         self.state.lock().open.insert(number, Standing::default());
+        // Forgotten at its end, and when the connection is cut beneath it.
+        let _open = Open { ads: self, number };
         let end = async {
             match faults.end_after {
                 Some(after) => tokio::time::sleep(after).await,
                 None => std::future::pending().await,
             }
         };
-        let mut stream =
-            Stream { ads: self, number, subscriptions: HashMap::new(), nonces: 0, has_node: false };
+        let mut stream = Stream { ads: self, number, subscriptions: HashMap::new(), nonces: 0, node: None };
         let ended = tokio::select! {
             ended = stream.run(&metadata, requests, &mut responses) => ended,
             () = end => Ok(()),
         };
-        self.state.lock().open.remove(&number);
         match ended {
             Ok(()) => responses.finish(grpc::OK, ""),
             Err(error) if error.is::<TooLarge>() => {
@@ -332,9 +371,9 @@ impl Stream<'_> {
         if let Some(node) = &request.node {
             anyhow::ensure!(node.id.split('~').count() == 4, "node id {:?}", node.id);
             anyhow::ensure!(node.id.starts_with("ztunnel~"), "node id {:?}", node.id);
-            self.has_node = true;
+            self.node = Some(node_name(node));
         }
-        anyhow::ensure!(self.has_node, "missing node information");
+        anyhow::ensure!(self.node.is_some(), "missing node information");
         let type_url = request.type_url.clone();
         let Some(subscription) = self.subscriptions.get_mut(&type_url) else {
             return Ok(Some(self.subscribe(request)));
@@ -379,7 +418,10 @@ impl Stream<'_> {
         let mut response = DeltaDiscoveryResponse { type_url: type_url.to_owned(), ..Default::default() };
         let mut current = HashMap::new();
         for (name, entry) in state.resources.of(type_url) {
+            // The pods of the client's own node are never left to be asked for.
+            let own = !entry.node.is_empty() && self.node.as_ref() == Some(&entry.node);
             let wanted = subscription.wildcard
+                || own
                 || subscription.names.contains(name)
                 || subscription.held.contains_key(name)
                 || entry.aliases.iter().any(|alias| subscription.names.contains(alias));
@@ -452,6 +494,15 @@ impl Stream<'_> {
             Some(after) => responses.send_part_and_cut(&bytes, after).await,
             None => responses.send(&bytes).await,
         }
+    }
+}
+
+/// `NODE_NAME` of the metadata.
+fn node_name(node: &Node) -> String {
+    let field = node.metadata.as_ref().and_then(|metadata| metadata.fields.get("NODE_NAME"));
+    match field.and_then(|value| value.kind.as_ref()) {
+        Some(prost_types::value::Kind::StringValue(name)) => name.clone(),
+        _ => String::new(),
     }
 }
 
