@@ -5,6 +5,7 @@
 use bytes::Bytes;
 
 use super::decode::{Decoded, Decoder, Kind, Rejected};
+use super::session::Mode;
 use super::version::Version;
 use crate::Name;
 use crate::mesh::Change;
@@ -20,7 +21,8 @@ pub struct Push {
     place: usize,
     /// How many removals have been handed out.
     struck: usize,
-    wants_aliases: bool,
+    /// Aliases matter only to those who ask for names.
+    mode: Mode,
 }
 
 /// What became of its resources.
@@ -37,19 +39,10 @@ impl Push {
         nonce: String,
         resources: Vec<Bytes>,
         removed: Vec<String>,
-        wants_aliases: bool,
+        mode: Mode,
     ) -> Self {
         let resources = resources.into_iter();
-        Self {
-            kind,
-            nonce,
-            resources,
-            removed,
-            report: Report::default(),
-            place: 0,
-            struck: 0,
-            wants_aliases,
-        }
+        Self { kind, nonce, resources, removed, report: Report::default(), place: 0, struck: 0, mode }
     }
 
     /// What it is about.
@@ -94,7 +87,7 @@ impl Push {
         match decoder.decode(self.kind, place, encoded) {
             Ok(Decoded { name, aliases, version, change }) => {
                 self.report.accepted.push((name, version));
-                if self.wants_aliases {
+                if self.mode == Mode::OnDemand {
                     self.report.aliases.extend(aliases);
                 }
                 Some(change)

@@ -130,10 +130,7 @@ impl Session {
             .map_err(|error| Ending::Failed(format!("a response that cannot be read: {error}")))?;
         let DeltaDiscoveryResponse { resources, type_url, nonce, removed_resources, .. } = response;
         Ok(match Kind::of(&type_url) {
-            Some(kind) => {
-                let wants_aliases = self.mode == Mode::OnDemand;
-                Received::Push(Push::new(kind, nonce, resources, removed_resources, wants_aliases))
-            }
+            Some(kind) => Received::Push(Push::new(kind, nonce, resources, removed_resources, self.mode)),
             None => {
                 let answer = DeltaDiscoveryRequest {
                     type_url: type_url.clone(),
@@ -224,10 +221,11 @@ impl Session {
 
     /// The first request of a type.
     fn subscribe(&mut self, kind: Kind) -> DeltaDiscoveryRequest {
-        let on_demand = kind == Kind::Address && self.mode == Mode::OnDemand;
+        let mode = if kind == Kind::Address { self.mode } else { Mode::Wildcard };
+        let on_demand = mode == Mode::OnDemand;
         // To subscribe to everything and to nothing at once is to subscribe to nothing yet.
         let names = if on_demand { vec!["*".to_owned()] } else { Vec::new() };
-        let mut versions = self.subscription(kind).versions(on_demand);
+        let mut versions = self.subscription(kind).versions(mode);
         if on_demand {
             for name in self.demands.names() {
                 versions.entry(name.to_string()).or_default();
@@ -269,9 +267,9 @@ impl Session {
 
 impl Subscription {
     /// What we hold, as the first request says it; nothing if that would be too much to say.
-    fn versions(&mut self, on_demand: bool) -> HashMap<String, String> {
+    fn versions(&mut self, mode: Mode) -> HashMap<String, String> {
         let size: usize = self.held.keys().map(|name| name.len() + 24).sum();
-        self.whole = size > MAX_HELD_BYTES && !on_demand;
+        self.whole = size > MAX_HELD_BYTES && mode == Mode::Wildcard;
         if self.whole {
             return HashMap::new();
         }

@@ -183,7 +183,10 @@ impl Decoder {
                 let name = match &change {
                     Change::Workload(workload) if *workload.uid == *name => Name::clone(&workload.uid),
                     Change::Policy(key, _) => Name::clone(key),
-                    _ => name.into(),
+                    Change::Workload(_)
+                    | Change::Service(_)
+                    | Change::RemoveAddress(_)
+                    | Change::RemovePolicy(_) => name.into(),
                 };
                 Ok(Decoded { name, aliases, version: Version::from(version), change })
             }

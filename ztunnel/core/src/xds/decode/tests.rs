@@ -27,25 +27,23 @@ fn decode(kind: Kind, name: &str, value: Vec<u8>) -> Result<Change, String> {
 
 fn workload(raw: api::Workload) -> Result<Arc<Workload>, String> {
     let address = Address { r#type: Some(address::Type::Workload(raw)) };
-    match decode(Kind::Address, "w", address.encode_to_vec())? {
-        Change::Workload(workload) => Ok(workload),
-        other => Err(format!("{other:?}")),
-    }
+    let change = decode(Kind::Address, "w", address.encode_to_vec())?;
+    let Change::Workload(workload) = change else { return Err(format!("{change:?}")) };
+    Ok(workload)
 }
 
 fn service(raw: api::Service) -> Result<Box<Service>, String> {
     let address = Address { r#type: Some(address::Type::Service(raw)) };
-    match decode(Kind::Address, "s", address.encode_to_vec())? {
-        Change::Service(service) => Ok(service),
-        other => Err(format!("{other:?}")),
-    }
+    let change = decode(Kind::Address, "s", address.encode_to_vec())?;
+    let Change::Service(service) = change else { return Err(format!("{change:?}")) };
+    Ok(service)
 }
 
-fn policy(raw: &policy_api::Authorization) -> Result<Arc<Policy>, String> {
-    match decode(Kind::Authorization, "ns/p", raw.encode_to_vec())? {
-        Change::Policy(key, policy) if *key == *"ns/p" => Ok(policy),
-        other => Err(format!("{other:?}")),
-    }
+fn policy(raw: &Authorization) -> Result<Arc<Policy>, String> {
+    let change = decode(Kind::Authorization, "ns/p", raw.encode_to_vec())?;
+    let Change::Policy(key, policy) = change else { return Err(format!("{change:?}")) };
+    assert_eq!(*key, *"ns/p");
+    Ok(policy)
 }
 
 fn pod() -> api::Workload {
@@ -298,13 +296,13 @@ fn a_service_that_cannot_be_used_is_refused_with_the_reason() {
     assert_eq!(unknown.visibility, Visibility::Public);
 }
 
-fn authorization() -> policy_api::Authorization {
-    policy_api::Authorization { name: "p".into(), namespace: "ns".into(), scope: 2, ..Default::default() }
+fn authorization() -> Authorization {
+    Authorization { name: "p".into(), namespace: "ns".into(), scope: 2, ..Default::default() }
 }
 
-fn with_match(raw: policy_api::Match) -> policy_api::Authorization {
+fn with_match(raw: policy_api::Match) -> Authorization {
     let clauses = vec![policy_api::Clause { matches: vec![raw] }];
-    policy_api::Authorization { rules: vec![policy_api::Rule { clauses }], ..authorization() }
+    Authorization { rules: vec![policy_api::Rule { clauses }], ..authorization() }
 }
 
 fn range(address: &'static [u8], length: u32) -> policy_api::Address {
@@ -323,7 +321,7 @@ fn every_field_of_a_policy_has_its_place() {
         namespace: name.to_owned(),
         service_account: "sa".to_owned(),
     };
-    let raw = policy_api::Authorization {
+    let raw = Authorization {
         action: 1,
         dry_run: true,
         ..with_match(policy_api::Match {
@@ -364,13 +362,10 @@ fn every_field_of_a_policy_has_its_place() {
 fn a_policy_with_a_part_that_cannot_be_read_is_refused_whole() {
     let refused = |raw: policy_api::Match| policy(&with_match(raw)).unwrap_err();
     for (reason, found) in [
-        (
-            "ns/p: scope: unknown value 3",
-            policy(&policy_api::Authorization { scope: 3, ..authorization() }).unwrap_err(),
-        ),
+        ("ns/p: scope: unknown value 3", policy(&Authorization { scope: 3, ..authorization() }).unwrap_err()),
         (
             "ns/p: action: unknown value 2",
-            policy(&policy_api::Authorization { action: 2, ..authorization() }).unwrap_err(),
+            policy(&Authorization { action: 2, ..authorization() }).unwrap_err(),
         ),
         (
             "ns/p: source_ips: an address of 1 bytes, expected 4 or 16",
@@ -403,18 +398,18 @@ fn a_policy_with_a_part_that_cannot_be_read_is_refused_whole() {
 fn the_stand_in_of_a_policy_reaches_as_far_as_the_policy_is_known_to() {
     let stand_in = |name: &str, value: Vec<u8>| {
         let rejected = Decoder::default().decode(Kind::Authorization, 0, envelope(name, value)).unwrap_err();
-        rejected.stand_in.map(|change| match change {
-            Change::Policy(_, policy) => (policy.scope, policy.action, policy.rules.len()),
-            other => panic!("{other:?}"),
+        rejected.stand_in.map(|change| {
+            let Change::Policy(_, policy) = change else { panic!("{change:?}") };
+            (policy.scope, policy.action, policy.rules.len())
         })
     };
-    let bad = |scope: i32| policy_api::Authorization { scope, action: 9, ..authorization() };
+    let bad = |scope: i32| Authorization { scope, action: 9, ..authorization() };
     let denies = |scope| Some((scope, Action::Deny, 1));
     assert_eq!(stand_in("ns/p", bad(0).encode_to_vec()), denies(Scope::Global));
     assert_eq!(stand_in("ns/p", bad(2).encode_to_vec()), denies(Scope::WorkloadSelector));
     assert_eq!(stand_in("ns/p", bad(9).encode_to_vec()), denies(Scope::Namespace));
     assert_eq!(stand_in("ns/p", vec![0xff]), denies(Scope::Namespace));
-    let tried_out = policy_api::Authorization { dry_run: true, ..bad(1) };
+    let tried_out = Authorization { dry_run: true, ..bad(1) };
     assert_eq!(stand_in("ns/p", tried_out.encode_to_vec()), None);
     assert_eq!(stand_in("nameless", vec![0xff]), None);
 }
@@ -428,13 +423,9 @@ fn names_and_ports_that_many_share_are_kept_once() {
         let raw = api::Workload { uid: name.to_owned(), services, ..pod() };
         let address = Address { r#type: Some(address::Type::Workload(raw)) };
         let decoded = decoder.decode(Kind::Address, 0, envelope(name, address.encode_to_vec())).unwrap();
-        match decoded.change {
-            Change::Workload(workload) => {
-                assert!(Arc::ptr_eq(&decoded.name, &workload.uid), "the name of a workload is its uid");
-                workload
-            }
-            other => panic!("{other:?}"),
-        }
+        let Change::Workload(workload) = decoded.change else { panic!("{:?}", decoded.change) };
+        assert!(Arc::ptr_eq(&decoded.name, &workload.uid), "the name of a workload is its uid");
+        workload
     };
     let (a, b) = (read("a"), read("b"));
     assert!(Arc::ptr_eq(&a.namespace, &b.namespace) && Arc::ptr_eq(&a.trust_domain, &b.trust_domain));
