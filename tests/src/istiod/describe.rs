@@ -12,7 +12,7 @@ use ztunnel_core::xds::proto::workload::{
     Locality, NetworkAddress, Port, PortList, Service, TunnelProtocol, Workload, WorkloadType,
 };
 
-use super::ads::Resources;
+use super::resources::Resources;
 use crate::mesh::Mesh;
 use crate::pod::{Pod, Standing};
 

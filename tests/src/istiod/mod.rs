@@ -4,12 +4,13 @@
 //!
 //! Each of its services is one part: [`ads`] tells ztunnels what the mesh is, [`ca`] signs certificates. Faults are scripted on the parts; here
 //! the whole of it can go away and come back. [`server`] has sockets and TLS, [`grpc`] one call, [`describe`] the
-//! words of the workload API.
+//! words of the workload API, [`resources`] what is said with them.
 
 pub mod ads;
 pub mod ca;
 pub mod describe;
 pub mod grpc;
+pub mod resources;
 mod server;
 
 use std::net::{Ipv4Addr, SocketAddr};
