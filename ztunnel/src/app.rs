@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 use tracing::{info, warn};
 use ztunnel_core::mesh::{Mesh, local};
+use ztunnel_core::xds::Mode;
 
 use crate::admin::http::{self, Reach};
 use crate::admin::readiness::Readiness;
@@ -33,6 +34,8 @@ use crate::tls::Tls;
 use crate::tls::revocation::Revocations;
 use crate::version;
 use crate::worker::Workers;
+use crate::xds;
+use crate::xds::demand::{Demand, Demands};
 
 /// The readiness tasks of the contract.
 const STATE_MANAGER: &str = "state manager";
@@ -55,6 +58,14 @@ pub fn run(env: &impl Env) -> anyhow::Result<()> {
             .context("cannot enter network namespaces: CAP_SYS_ADMIN is missing; run `ztunnel doctor`")?;
     }
     let mesh = load_mesh(&config.mesh)?;
+    if config.xds.is_none() && config.mesh == MeshSource::Empty {
+        warn!("XDS_ADDRESS is empty and neither LOCAL_XDS_PATH nor LOCAL_XDS is set: the mesh is empty");
+    }
+    let (demands, receiver) = Demands::channel();
+    let mesh = match &config.xds {
+        Some(xds) if xds.mode == Mode::OnDemand => SharedMesh::new(mesh).on_demand(demands),
+        Some(_) | None => SharedMesh::new(mesh),
+    };
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let tag = env.get("ISTIO_META_ISTIO_VERSION").unwrap_or_else(|| "unknown".into());
     let source = certificates(&config)?;
@@ -63,7 +74,7 @@ pub fn run(env: &impl Env) -> anyhow::Result<()> {
         None => (None, None),
     };
     let shared = Arc::new(Shared {
-        mesh: SharedMesh::new(mesh),
+        mesh,
         certs: CertStore::new(Tls { config: config.tunnels.tls, revocations }),
         metrics: Metrics::default(),
         fastpath: FastPath::start(config.fastpath.clone()),
@@ -75,7 +86,7 @@ pub fn run(env: &impl Env) -> anyhow::Result<()> {
     if let Some(follower) = follower {
         tasks.spawn_local(follower.follow());
     }
-    tasks.block_on(&runtime, serve(shared, tag))
+    tasks.block_on(&runtime, serve(shared, tag, receiver))
 }
 
 /// Where certificates come from.
@@ -97,7 +108,7 @@ fn certificates(config: &Config) -> anyhow::Result<Source> {
     }
 }
 
-async fn serve(shared: Arc<Shared>, tag: String) -> anyhow::Result<()> {
+async fn serve(shared: Arc<Shared>, tag: String, demands: mpsc::Receiver<Demand>) -> anyhow::Result<()> {
     let readiness = Readiness::default();
     for task in [STATE_MANAGER, PROXY, WORKLOAD_MANAGER] {
         readiness.hold(task);
@@ -108,9 +119,8 @@ async fn serve(shared: Arc<Shared>, tag: String) -> anyhow::Result<()> {
     let doors =
         Doors { shared: Arc::clone(&shared), pods: pods.clone(), readiness: readiness.clone(), quit, tag };
     let servers = open_doors(&doors)?;
-    // The mesh was read whole before anything else began.
-    readiness.done(STATE_MANAGER);
     readiness.done(PROXY);
+    let (control_plane, mut synced) = control_plane(&shared, demands);
 
     // A dedicated proxy has no node agent to wait for.
     let (ready, mut is_ready) = watch::channel(shared.config.mode != ProxyMode::Shared);
@@ -136,6 +146,9 @@ async fn serve(shared: Arc<Shared>, tag: String) -> anyhow::Result<()> {
         }
     };
     let agent = async {
+        // No pod is served by a mesh that is not known yet. The sender lives as long as the client, which is for ever.
+        drop(synced.wait_for(|synced| *synced).await);
+        readiness.done(STATE_MANAGER);
         match &shared.config.mode {
             ProxyMode::Shared => {
                 let agent = Agent::new(shared.config.inpod_uds.clone(), pods.clone(), ready);
@@ -149,6 +162,7 @@ async fn serve(shared: Arc<Shared>, tag: String) -> anyhow::Result<()> {
     };
     let ended = tokio::select! {
         result = agent => result,
+        () = control_plane => Ok(()),
         () = follow => Ok(()),
         () = give_back => Ok(()),
         signal = stop_signal() => signal.map(|name| info!(signal = name, "shutting down")),
@@ -167,6 +181,25 @@ async fn serve(shared: Arc<Shared>, tag: String) -> anyhow::Result<()> {
     }
     info!("stopped");
     ended
+}
+
+/// The xDS client, and whether the mesh is known. Without a control plane it is what it is.
+fn control_plane(
+    shared: &Shared,
+    demands: mpsc::Receiver<Demand>,
+) -> (impl Future<Output = ()> + use<>, watch::Receiver<bool>) {
+    let (synced, is_synced) = watch::channel(shared.config.xds.is_none());
+    let client = shared.config.xds.clone().map(|config| {
+        let mesh = (shared.mesh.clone(), demands);
+        xds::Client::new(config, shared.config.tunnels.tls, mesh, shared.metrics.xds(), synced)
+    });
+    let run = async move {
+        match client {
+            Some(client) => client.run().await,
+            None => std::future::pending().await,
+        }
+    };
+    (run, is_synced)
 }
 
 /// Binds and serves readiness, admin and metrics, in this order.
@@ -188,10 +221,7 @@ fn open_doors(doors: &Doors) -> anyhow::Result<tokio::task::JoinSet<()>> {
 
 fn load_mesh(source: &MeshSource) -> anyhow::Result<Mesh> {
     let (name, text) = match source {
-        MeshSource::Empty => {
-            warn!("neither LOCAL_XDS_PATH nor LOCAL_XDS is set: the mesh is empty");
-            return Ok(Mesh::default());
-        }
+        MeshSource::Empty => return Ok(Mesh::default()),
         MeshSource::Inline(text) => ("LOCAL_XDS".to_owned(), text.clone()),
         MeshSource::File(path) => {
             let name = path.display().to_string();

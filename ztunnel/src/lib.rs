@@ -5,7 +5,7 @@
 //! * [`inpod`]: which pods to serve. [`worker`]: the threads that do. [`proxy`]: one pod's proxy.
 //! * [`hbone`], [`tls`], [`certs`]: tunnels, and who may use them. [`grpc`]: the way to the control plane.
 //! * [`fastpath`]: local hops in the kernel. [`sys`]: system calls, the only `unsafe`.
-//! * [`mesh`]: the shared view of the mesh. [`telemetry`], [`admin`]: what others see of us.
+//! * [`mesh`]: the shared view of the mesh. [`xds`]: where it comes from. [`telemetry`], [`admin`]: what others see of us.
 //! * [`doctor`], [`cli`]: the commands beside the proxy.
 
 pub mod admin;
@@ -26,3 +26,4 @@ pub mod telemetry;
 pub mod tls;
 pub mod version;
 pub mod worker;
+pub mod xds;

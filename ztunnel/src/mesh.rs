@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use tokio::sync::watch;
-use ztunnel_core::mesh::{Mesh, Workload};
+use ztunnel_core::Name;
+use ztunnel_core::mesh::{Change, Effect, Mesh, Workload};
 use ztunnel_core::route::Refusal;
+
+use crate::xds::demand::{Answer, Demands};
 
 /// How long a connection waits for its own pod's workload to appear.
 const LOCAL_WORKLOAD_WAIT: Duration = Duration::from_secs(5);
@@ -18,12 +21,27 @@ pub struct SharedMesh {
     mesh: Arc<RwLock<Mesh>>,
     /// Counts the changes, so that a task can wait for the next one.
     generation: Arc<watch::Sender<u64>>,
+    /// Counts the changes after which an open connection may no longer be allowed.
+    authorizations: Arc<watch::Sender<u64>>,
+    /// Where to ask for what is not in it; `None`: it is whole.
+    demands: Option<Demands>,
 }
 
 impl SharedMesh {
-    /// Shares `mesh`.
+    /// Shares `mesh`, which is whole.
     pub fn new(mesh: Mesh) -> Self {
-        Self { mesh: Arc::new(RwLock::new(mesh)), generation: Arc::new(watch::Sender::new(0)) }
+        Self {
+            mesh: Arc::new(RwLock::new(mesh)),
+            generation: Arc::new(watch::Sender::new(0)),
+            authorizations: Arc::new(watch::Sender::new(0)),
+            demands: None,
+        }
+    }
+
+    /// The same, where somebody has to be asked for what is not in it.
+    #[must_use]
+    pub fn on_demand(self, demands: Demands) -> Self {
+        Self { demands: Some(demands), ..self }
     }
 
     /// Looks at the mesh; everything inside `f` sees one state of it.
@@ -31,11 +49,48 @@ impl SharedMesh {
         f(&self.mesh.read())
     }
 
-    /// Changes the mesh and wakes whoever waits for a change.
-    pub fn update<T>(&self, f: impl FnOnce(&mut Mesh) -> T) -> T {
-        let result = f(&mut self.mesh.write());
+    /// Applies changes at once, and wakes whoever waits for one.
+    pub fn apply(&self, changes: Vec<Change>) {
+        let mut effect = Effect::default();
+        let mut mesh = self.mesh.write();
+        for change in changes {
+            effect = effect.and(mesh.apply(change));
+        }
+        drop(mesh);
         self.generation.send_modify(|generation| *generation += 1);
-        result
+        if effect == Effect::Authorization {
+            self.authorizations.send_modify(|generation| *generation += 1);
+        }
+    }
+
+    /// Makes room for a large number of workloads, so that no later change has to.
+    pub fn make_room(&self, workloads: usize) {
+        let known = self.read(Mesh::size);
+        if workloads > known {
+            self.mesh.write().reserve(workloads);
+        }
+    }
+
+    /// Changes after which an open connection may no longer be allowed.
+    pub fn authorization_changes(&self) -> watch::Receiver<u64> {
+        self.authorizations.subscribe()
+    }
+
+    /// Asks the control plane for all that `missing` finds missing, until it finds nothing that was not asked for.
+    ///
+    /// # Errors
+    /// [`Refusal::NoAnswer`]: to go on without knowing could mean to go on in the clear.
+    pub async fn complete(&self, missing: impl Fn(&Mesh) -> Vec<Name>) -> Result<(), Refusal> {
+        let Some(demands) = &self.demands else { return Ok(()) };
+        let mut asked: Vec<Name> = Vec::new();
+        loop {
+            let next = self.read(&missing).into_iter().find(|name| !asked.contains(name));
+            let Some(name) = next else { return Ok(()) };
+            match demands.ask(Name::clone(&name)).await {
+                Answer::Known => asked.push(name),
+                Answer::Refused | Answer::Timeout => return Err(Refusal::NoAnswer(name)),
+            }
+        }
     }
 
     /// Tells of every change from now on.

@@ -13,12 +13,12 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::watch;
-use ztunnel_core::xds::proto::discovery::{Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
-use ztunnel_core::xds::proto::security::Authorization;
-use ztunnel_core::xds::proto::workload::{Address, Service, Workload, address};
+use ztunnel_core::xds::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource};
+use ztunnel_core::xds::proto::workload::{Address, address};
 use ztunnel_core::xds::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 
 use super::grpc::{self, Call, Requests, Responses, TooLarge};
+use super::resources::{Entry, Resources};
 use crate::wait;
 
 /// What the control plane knows, what it does wrong, and what it was told.
@@ -84,89 +84,6 @@ impl Seen {
     }
 }
 
-/// Resources by type and name.
-#[derive(Debug, Default)]
-pub struct Resources(BTreeMap<&'static str, BTreeMap<String, Entry>>);
-
-#[derive(Debug, Clone)]
-struct Entry {
-    version: String,
-    aliases: Vec<String>,
-    encoded: Bytes,
-}
-
-impl Resources {
-    /// Adds or replaces a workload, under its uid.
-    pub fn workload(&mut self, workload: &Workload) {
-        let aliases = workload.addresses.iter().filter_map(|ip| alias(&workload.network, ip)).collect();
-        let address = Address { r#type: Some(address::Type::Workload(workload.clone())) };
-        self.raw(ADDRESS_TYPE, &workload.uid, aliases, &address.encode_to_vec());
-    }
-
-    /// Adds or replaces a service, under `namespace/hostname`.
-    pub fn service(&mut self, service: &Service) {
-        let aliases = service.addresses.iter().filter_map(|vip| alias(&vip.network, &vip.address)).collect();
-        let address = Address { r#type: Some(address::Type::Service(service.clone())) };
-        let name = format!("{}/{}", service.namespace, service.hostname);
-        self.raw(ADDRESS_TYPE, &name, aliases, &address.encode_to_vec());
-    }
-
-    /// Adds or replaces a policy, under `namespace/name`.
-    pub fn policy(&mut self, policy: &Authorization) {
-        let name = format!("{}/{}", policy.namespace, policy.name);
-        self.raw(AUTHORIZATION_TYPE, &name, Vec::new(), &policy.encode_to_vec());
-    }
-
-    /// Adds or replaces whatever bytes under a name.
-    pub fn raw(&mut self, type_url: &'static str, name: &str, aliases: Vec<String>, value: &[u8]) {
-        // istiod gives addresses a hash as their version, and policies none.
-        let version = if type_url == ADDRESS_TYPE { format!("{:016x}", fnv(value)) } else { String::new() };
-        let resource = Resource {
-            version: version.clone(),
-            resource: Some(Any { type_url: type_url.to_owned(), value: Bytes::copy_from_slice(value) }),
-            name: name.to_owned(),
-            aliases: aliases.clone(),
-        };
-        let entry = Entry { version, aliases, encoded: resource.encode_to_vec().into() };
-        self.0.entry(type_url).or_default().insert(name.to_owned(), entry);
-    }
-
-    /// Removes a workload by uid, or a service by `namespace/hostname`.
-    pub fn remove_address(&mut self, name: &str) {
-        self.0.entry(ADDRESS_TYPE).or_default().remove(name);
-    }
-
-    /// Removes a policy by `namespace/name`.
-    pub fn remove_policy(&mut self, name: &str) {
-        self.0.entry(AUTHORIZATION_TYPE).or_default().remove(name);
-    }
-
-    /// Removes everything.
-    pub fn clear(&mut self) {
-        self.0.clear();
-    }
-
-    fn of(&self, type_url: &str) -> impl Iterator<Item = (&String, &Entry)> {
-        self.0.get(type_url).into_iter().flatten()
-    }
-}
-
-/// `network/ip`.
-fn alias(network: &str, ip: &[u8]) -> Option<String> {
-    let ip: std::net::IpAddr = match ip.len() {
-        4 => <[u8; 4]>::try_from(ip).ok()?.into(),
-        _ => <[u8; 16]>::try_from(ip).ok()?.into(),
-    };
-    Some(format!("{network}/{ip}"))
-}
-
-/// FNV-1a: another hash than istiod's, which is nobody's business but its own.
-fn fnv(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
-}
-
 impl Default for Ads {
     fn default() -> Self {
         Self { state: Mutex::default(), revision: watch::Sender::new(1) }
@@ -180,6 +97,23 @@ impl Ads {
         let result = change(&mut self.state.lock().resources);
         self.revision.send_modify(|revision| *revision += 1);
         result
+    }
+
+    /// Resources that are not known to anybody yet.
+    #[must_use]
+    pub fn prepare(&self, change: impl FnOnce(&mut Resources)) -> Resources {
+        let mut resources = Resources::default();
+        change(&mut resources);
+        resources
+    }
+
+    /// Adds prepared resources to what the control plane knows.
+    pub fn publish(&self, prepared: Resources) {
+        self.update(|resources| {
+            for (type_url, prepared) in prepared.0 {
+                resources.0.entry(type_url).or_default().extend(prepared);
+            }
+        });
     }
 
     /// Changes what goes wrong from now on.
@@ -230,13 +164,26 @@ impl Ads {
     }
 }
 
+/// A stream, as long as it stands.
+struct Open<'a> {
+    ads: &'a Ads,
+    number: usize,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.ads.state.lock().open.remove(&self.number);
+    }
+}
+
 /// One stream.
 struct Stream<'a> {
     ads: &'a Ads,
     number: usize,
     subscriptions: HashMap<String, Subscription>,
     nonces: u64,
-    has_node: bool,
+    /// `NODE_NAME` of the client.
+    node: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -261,19 +208,19 @@ impl Ads {
         let metadata = call.metadata().clone();
         let Ok((requests, mut responses)) = call.accept() else { return };
         self.state.lock().open.insert(number, Standing::default());
+        // Forgotten at its end, and when the connection is cut beneath it.
+        let _open = Open { ads: self, number };
         let end = async {
             match faults.end_after {
                 Some(after) => tokio::time::sleep(after).await,
                 None => std::future::pending().await,
             }
         };
-        let mut stream =
-            Stream { ads: self, number, subscriptions: HashMap::new(), nonces: 0, has_node: false };
+        let mut stream = Stream { ads: self, number, subscriptions: HashMap::new(), nonces: 0, node: None };
         let ended = tokio::select! {
             ended = stream.run(&metadata, requests, &mut responses) => ended,
             () = end => Ok(()),
         };
-        self.state.lock().open.remove(&number);
         match ended {
             Ok(()) => responses.finish(grpc::OK, ""),
             Err(error) if error.is::<TooLarge>() => {
@@ -332,9 +279,9 @@ impl Stream<'_> {
         if let Some(node) = &request.node {
             anyhow::ensure!(node.id.split('~').count() == 4, "node id {:?}", node.id);
             anyhow::ensure!(node.id.starts_with("ztunnel~"), "node id {:?}", node.id);
-            self.has_node = true;
+            self.node = Some(node_name(node));
         }
-        anyhow::ensure!(self.has_node, "missing node information");
+        anyhow::ensure!(self.node.is_some(), "missing node information");
         let type_url = request.type_url.clone();
         let Some(subscription) = self.subscriptions.get_mut(&type_url) else {
             return Ok(Some(self.subscribe(request)));
@@ -379,7 +326,10 @@ impl Stream<'_> {
         let mut response = DeltaDiscoveryResponse { type_url: type_url.to_owned(), ..Default::default() };
         let mut current = HashMap::new();
         for (name, entry) in state.resources.of(type_url) {
+            // The pods of the client's own node are never left to be asked for.
+            let own = !entry.node.is_empty() && self.node.as_ref() == Some(&entry.node);
             let wanted = subscription.wildcard
+                || own
                 || subscription.names.contains(name)
                 || subscription.held.contains_key(name)
                 || entry.aliases.iter().any(|alias| subscription.names.contains(alias));
@@ -452,6 +402,15 @@ impl Stream<'_> {
             Some(after) => responses.send_part_and_cut(&bytes, after).await,
             None => responses.send(&bytes).await,
         }
+    }
+}
+
+/// `NODE_NAME` of the metadata.
+fn node_name(node: &Node) -> String {
+    let field = node.metadata.as_ref().and_then(|metadata| metadata.fields.get("NODE_NAME"));
+    match field.and_then(|value| value.kind.as_ref()) {
+        Some(prost_types::value::Kind::StringValue(name)) => name.clone(),
+        _ => String::new(),
     }
 }
 

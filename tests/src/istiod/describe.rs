@@ -12,7 +12,7 @@ use ztunnel_core::xds::proto::workload::{
     Locality, NetworkAddress, Port, PortList, Service, TunnelProtocol, Workload, WorkloadType,
 };
 
-use super::ads::Resources;
+use super::resources::Resources;
 use crate::mesh::Mesh;
 use crate::pod::{Pod, Standing};
 
@@ -128,7 +128,7 @@ pub fn crowd_member(place: u32, services: u32) -> Workload {
         cluster_id: "cluster1".to_owned(),
         locality: Some(Locality {
             region: "eu-west-1".to_owned(),
-            zone: format!("eu-west-1{}", if place % 2 == 0 { "a" } else { "b" }),
+            zone: format!("eu-west-1{}", if place.is_multiple_of(2) { "a" } else { "b" }),
             subzone: String::new(),
         }),
         services: HashMap::from([(format!("{namespace}/{}", crowd_hostname(group)), ports)]),

@@ -4,12 +4,13 @@
 //!
 //! Each of its services is one part: [`ads`] tells ztunnels what the mesh is, [`ca`] signs certificates. Faults are scripted on the parts; here
 //! the whole of it can go away and come back. [`server`] has sockets and TLS, [`grpc`] one call, [`describe`] the
-//! words of the workload API.
+//! words of the workload API, [`resources`] what is said with them.
 
 pub mod ads;
 pub mod ca;
 pub mod describe;
 pub mod grpc;
+pub mod resources;
 mod server;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,10 +20,12 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 
 use crate::mesh::Mesh;
+use crate::netns::Netns;
 use ads::Ads;
 use ca::Ca;
 use grpc::Call;
-use server::{Credentials, Server};
+use server::Credentials;
+pub use server::Server;
 
 /// Where it listens. The wire of a mesh has the nodes at 10.71.0.1 and up.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 71, 0, 250);
@@ -54,6 +57,7 @@ impl Services {
 pub struct Istiod {
     services: Arc<Services>,
     server: Server,
+    credentials: Credentials,
     root: PathBuf,
     token: PathBuf,
 }
@@ -73,13 +77,16 @@ impl Istiod {
         std::fs::write(&root, credentials.root_pem()).context("write the root certificate")?;
         std::fs::write(&token, "a-token").context("write the token")?;
         let services = Arc::new(Services { ads: Arc::default(), ca: Ca::new(token.clone())? });
-        let serving = Arc::clone(&services);
-        let server =
-            Server::start(wire.clone(), SocketAddr::from((ADDRESS, PORT)), &credentials, move |call| {
-                let services = Arc::clone(&serving);
-                async move { services.serve(call).await }
-            })?;
-        Ok(Self { services, server, root, token })
+        let server = serve(&services, wire, (ADDRESS, PORT).into(), &credentials)?;
+        Ok(Self { services, server, credentials, root, token })
+    }
+
+    /// Listens at another address as well, with the same certificate, which does not name it.
+    ///
+    /// # Errors
+    /// The address is in use.
+    pub fn also_at(&self, netns: &Netns, address: SocketAddr) -> Result<Server> {
+        serve(&self.services, netns, address, &self.credentials)
     }
 
     /// The part that tells ztunnels what the mesh is.
@@ -153,4 +160,17 @@ impl Istiod {
     pub fn connections(&self) -> usize {
         self.server.connections()
     }
+}
+
+fn serve(
+    services: &Arc<Services>,
+    netns: &Netns,
+    address: SocketAddr,
+    credentials: &Credentials,
+) -> Result<Server> {
+    let services = Arc::clone(services);
+    Server::start(netns.clone(), address, credentials, move |call| {
+        let services = Arc::clone(&services);
+        async move { services.serve(call).await }
+    })
 }

@@ -67,7 +67,7 @@ impl Credentials {
 }
 
 /// A listener with a thread of its own, which can go away and come back.
-pub(super) struct Server {
+pub struct Server {
     netns: Netns,
     address: SocketAddr,
     tls: TlsAcceptor,

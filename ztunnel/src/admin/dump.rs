@@ -9,6 +9,7 @@ use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 use x509_parser::prelude::{ASN1Time, FromDer as _, X509Certificate};
 use ztunnel_core::identity::Identity;
+use ztunnel_core::mesh::{Everything, Mesh};
 use ztunnel_core::report::access::Timestamp;
 
 use super::Doors;
@@ -19,10 +20,11 @@ use crate::version;
 
 /// The mesh as this node knows it, in the schema that istioctl reads (data-plane contract, section 7.3).
 pub fn config_dump(doors: &Doors) -> Value {
-    let (workloads, services, policies) = doors
-        .shared
-        .mesh
-        .read(|mesh| (json!(mesh.workloads()), json!(mesh.services()), json!(mesh.policies())));
+    // Only collected under the lock: to write them takes a while.
+    let Everything { mut workloads, mut services, mut policies } = doors.shared.mesh.read(Mesh::everything);
+    workloads.sort_unstable_by(|a, b| a.uid.cmp(&b.uid));
+    services.sort_unstable_by(|a, b| (&a.hostname, &a.namespace).cmp(&(&b.hostname, &b.namespace)));
+    policies.sort_unstable_by_key(|policy| policy.key());
     let certificates: Vec<Value> =
         doors.shared.certs.all().iter().map(|(identity, state)| certificate(identity, state)).collect();
     let pods: serde_json::Map<String, Value> = doors

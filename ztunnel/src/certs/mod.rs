@@ -96,6 +96,7 @@ pub enum CertError {
 
 /// Where certificates come from.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 pub enum Source {
     /// The authority inside the process, for local runs.
     Local(LocalCa),

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tokio::task::LocalSet;
-use ztunnel_core::mesh::{Mesh, local};
+use ztunnel_core::mesh::{Change, Mesh, local};
 
 use super::*;
 use crate::config::CaConfig;
@@ -86,7 +86,8 @@ fn a_pods_certificate_is_there_before_anybody_asks() {
     with_keeper(mesh.clone(), local("warm"), async |store| {
         let certs = store.pod(mesh.clone(), pod());
         assert!(store.all().is_empty(), "the mesh does not know the pod");
-        mesh.update(|mesh| *mesh = local::parse(MESH).unwrap());
+        let known = local::parse(MESH).unwrap().everything().workloads;
+        mesh.apply(known.into_iter().map(Change::Workload).collect());
         until(&store, |state| matches!(state, State::Available(_))).await;
         drop(certs);
     });

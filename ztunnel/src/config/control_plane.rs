@@ -38,6 +38,14 @@ pub struct ServerVariables {
     pub headers: &'static str,
 }
 
+/// istiod's.
+pub const XDS: ServerVariables = ServerVariables {
+    address: "XDS_ADDRESS",
+    root: "XDS_ROOT_CA",
+    alternative_name: "ALT_XDS_HOSTNAME",
+    headers: "XDS_HEADER_",
+};
+
 /// The certificate authority's.
 pub const CA: ServerVariables = ServerVariables {
     address: "CA_ADDRESS",
@@ -63,7 +71,19 @@ impl ServerConfig {
     /// # Errors
     /// One of them cannot be used.
     pub fn read(env: &impl Env, names: &ServerVariables) -> Result<Option<Self>, ConfigError> {
-        let address = match env.get(names.address) {
+        Self::read_or(env, names, None)
+    }
+
+    /// The same; where the address is not set, it is `address`.
+    ///
+    /// # Errors
+    /// One of them cannot be used.
+    pub fn read_or(
+        env: &impl Env,
+        names: &ServerVariables,
+        address: Option<&str>,
+    ) -> Result<Option<Self>, ConfigError> {
+        let address = match env.get(names.address).or_else(|| address.map(str::to_owned)) {
             None => default_address(env).to_owned(),
             Some(address) if address.trim().is_empty() => return Ok(None),
             Some(address) => address.trim().to_owned(),

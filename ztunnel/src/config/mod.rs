@@ -3,7 +3,7 @@
 //!
 //! * [`env`]: the environment. * [`proxy_config`]: Istio's mesh configuration.
 //! * [`mode`], [`threads`]: whom we serve, and with how many threads.
-//! * [`control_plane`], [`ca`]: the servers of the control plane.
+//! * [`control_plane`], [`ca`], [`xds`]: the servers of the control plane.
 
 pub mod ca;
 pub mod control_plane;
@@ -11,6 +11,7 @@ pub mod env;
 pub mod mode;
 pub mod proxy_config;
 mod threads;
+pub mod xds;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub use env::ConfigError;
 use env::{Env, boolean, duration, number, parsed};
 pub use mode::ProxyMode;
 use proxy_config::ProxyConfig;
+use xds::XdsConfig;
 
 /// All settings.
 #[derive(Debug, Clone)]
@@ -38,8 +40,10 @@ pub struct Config {
     pub sockets: SocketConfig,
     /// Tunnels to other proxies.
     pub tunnels: TunnelConfig,
-    /// Where the mesh is described.
+    /// Where the mesh is described without a control plane.
     pub mesh: MeshSource,
+    /// The control plane; `None`: there is none.
+    pub xds: Option<XdsConfig>,
     /// Where certificates come from.
     pub ca: CaConfig,
     /// `CRL_PATH`: the certificates that are revoked.
@@ -139,7 +143,7 @@ pub enum MeshSource {
     File(PathBuf),
     /// `LOCAL_XDS`: the same text inline.
     Inline(String),
-    /// Neither is set: an empty mesh, in which everything is passed through.
+    /// Neither is set: it comes from the control plane; without one it is empty, and everything is passed through.
     Empty,
 }
 
@@ -155,10 +159,7 @@ impl Config {
         }
         let mode = mode::read(env)?;
         let proxy = ProxyConfig::read(env)?;
-        if let Some(address) = env.get("XDS_ADDRESS").filter(|address| !address.is_empty()) {
-            let accepted = "a control plane is not supported so far: leave it empty and set LOCAL_XDS_PATH";
-            return Err(unsupported("XDS_ADDRESS", &address, accepted));
-        }
+        let mesh = mesh_source(env)?;
         Ok(Self {
             ports: Ports {
                 admin: proxy.proxy_admin_port.unwrap_or(ADMIN_PORT),
@@ -170,7 +171,8 @@ impl Config {
             },
             sockets: sockets(env, &mode)?,
             tunnels: tunnels(env)?,
-            mesh: mesh_source(env)?,
+            xds: xds::read(env, &proxy, &mesh)?,
+            mesh,
             ca: ca::read(env)?,
             crl: env.get("CRL_PATH").filter(|path| !path.is_empty()).map(PathBuf::from),
             inpod_uds: path(env, "INPOD_UDS", "/var/run/ztunnel/ztunnel.sock"),
@@ -322,7 +324,7 @@ mod tests {
     #[test]
     fn every_unusable_value_is_refused_by_name() {
         for (name, value) in [
-            ("XDS_ADDRESS", "istiod:15012"),
+            ("XDS_ADDRESS", "http://istiod:15012"),
             ("PROXY_MODE", "both"),
             ("ENABLE_PROXY", "false"),
             ("COMPLIANCE_POLICY", "fips"),

@@ -5,11 +5,12 @@
 //! wrong now may be right at the next attempt. Source: control-plane contract, sections 1.1 and 1.2.
 //!
 //! * [`roots`]: what the server's certificate must chain to. * [`connect`]: TCP, TLS and HTTP/2.
-//! * [`channel`]: one connection.
+//! * [`channel`]: one connection. [`stream`]: a call whose messages are bytes, for large ones.
 
 pub mod channel;
 pub mod connect;
 pub mod roots;
+pub mod stream;
 
 use std::error::Error as _;
 use std::io;

@@ -23,6 +23,7 @@ use ztunnel_core::report::{Cut, Leg, Outcome, Reporter, Security};
 use ztunnel_core::route::{self, Inbound, InboundTarget};
 
 use super::accept::Accepted;
+use super::permission::Permission;
 use super::relay::{self, TunnelStream};
 use super::socket::Guarded;
 use super::{Counted, PodProxy, Shared, application_side, observe};
@@ -65,7 +66,7 @@ fn serve_stream(
     let opening = Box::pin(open(Rc::clone(&proxy), Rc::clone(&peer), incoming));
     async move {
         let _counted = Counted::new(&proxy);
-        let Some(Open { connection, mut application, stream }) = opening.await else { return };
+        let Some(Open { connection, permission, mut application, stream }) = opening.await else { return };
         let shared = &proxy.context.shared;
         let outcome = match stream {
             Ok(stream) => {
@@ -75,6 +76,7 @@ fn serve_stream(
                 tokio::select! {
                     biased;
                     () = peer.revoked() => Outcome::Cut(Cut::Revoked),
+                    () = permission.lost() => Outcome::Cut(Cut::PolicyChange),
                     result = relay::tunnel(side, stream, &metered) => {
                         application.end();
                         result.map_or_else(|error| error.outcome(), |_end| Outcome::Complete)
@@ -91,6 +93,7 @@ fn serve_stream(
 /// A CONNECT whose application is connected.
 struct Open {
     connection: Connection,
+    permission: Permission,
     application: Guarded,
     /// Or why the answer could not be sent.
     stream: Result<TunnelStream, h2::Error>,
@@ -120,6 +123,7 @@ async fn open(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incoming) -> 
         target: target.addr,
         identity: peer.identity.as_ref(),
     };
+    let permission = proxy.permissions.watch(peer.address, target.addr, peer.identity.as_ref());
     let connected = match admit(shared, &arrival) {
         Ok(()) => deliver(&proxy, &peer, &target).await,
         Err(denied) => Err(denied),
@@ -137,7 +141,7 @@ async fn open(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incoming) -> 
         response.headers_mut().insert(baggage::HEADER, proxy.baggage(&local));
     }
     let stream = respond.send_response(response, false).map(|send| TunnelStream { send, receive });
-    Some(Open { connection, application, stream })
+    Some(Open { connection, permission, application, stream })
 }
 
 /// Everything that can be said before the connection counts.
@@ -157,6 +161,8 @@ async fn accept(
         network: &shared.config.node.network,
         authority: &request.authority,
     };
+    let missing = |mesh: &Mesh| route::inbound::missing(mesh, &inbound);
+    shared.mesh.complete(missing).await.map_err(Outcome::Refused)?;
     let target =
         shared.mesh.read(|mesh| route::inbound::inbound(mesh, &inbound)).map_err(Outcome::Refused)?;
     Ok((request, local, target))

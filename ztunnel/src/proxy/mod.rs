@@ -5,6 +5,7 @@
 //! * [`outbound`]: ③ opens the next hop that the core chose (② is [`ztunnel_core::route::outbound`]).
 //! * [`inbound`]: serves one CONNECT of a tunnel. * [`passthrough`]: serves one plaintext connection.
 //! * [`balance`]: which worker serves a new tunnel.
+//! * [`permission`]: what admitted a connection must go on to admit it.
 //! * [`relay`]: ⑥ how bytes flow and how a connection ends. * [`splice`]: bulk between two TCP sockets.
 //! * [`socket`]: the sockets themselves. * [`time_wait`]: what they leave behind. * [`phase`]: the end of a pod.
 
@@ -13,6 +14,7 @@ pub mod balance;
 pub mod inbound;
 pub mod outbound;
 pub mod passthrough;
+mod permission;
 pub mod phase;
 pub mod relay;
 pub mod socket;
@@ -39,6 +41,7 @@ use crate::telemetry::connection::Connection;
 use crate::telemetry::metrics::Metrics;
 use crate::worker::PodListeners;
 use balance::{Balance, Busy, Inbox};
+use permission::Permissions;
 use phase::PhaseWatch;
 use relay::{Reads, Side};
 use socket::PodSockets;
@@ -89,6 +92,8 @@ pub struct PodProxy {
     pub pool: Rc<TunnelPool>,
     time_waits: TimeWaits,
     balance: Balance,
+    /// What its open inbound connections depend on.
+    permissions: Rc<Permissions>,
     /// The pod's baggage header, made once per description of the workload.
     baggage: RefCell<Option<(Arc<Workload>, HeaderValue)>>,
 }
@@ -99,7 +104,8 @@ impl PodProxy {
         let pool =
             TunnelPool::new(context.sockets.clone(), Arc::clone(&context.certs), shared.config.tunnels);
         let time_waits = TimeWaits::default();
-        Rc::new(Self { pool, time_waits, balance, baggage: RefCell::new(None), context })
+        let permissions = Rc::default();
+        Rc::new(Self { pool, time_waits, balance, permissions, baggage: RefCell::new(None), context })
     }
 
     /// The `baggage` header that describes `workload`, which is this pod's own.
@@ -159,9 +165,15 @@ pub async fn serve_pod(
 ) {
     let proxy = PodProxy::new(context, balance);
     let PodListeners { outbound, plaintext, hbone } = listeners;
-    tokio::join!(
-        accept::serve(&proxy, outbound, None, &phase, outbound::serve),
-        accept::serve(&proxy, plaintext, None, &phase, passthrough::serve),
-        accept::serve(&proxy, hbone, Some(inbox), &phase, inbound::serve),
-    );
+    let serve = async {
+        tokio::join!(
+            accept::serve(&proxy, outbound, None, &phase, outbound::serve),
+            accept::serve(&proxy, plaintext, None, &phase, passthrough::serve),
+            accept::serve(&proxy, hbone, Some(inbox), &phase, inbound::serve),
+        )
+    };
+    tokio::select! {
+        _ = serve => {}
+        () = proxy.permissions.keep_current(&proxy.context) => {}
+    }
 }

@@ -11,7 +11,7 @@ use std::time::Instant;
 use tokio::net::TcpStream;
 use ztunnel_core::hbone::connect;
 use ztunnel_core::hbone::{Forwarded, TraceParent};
-use ztunnel_core::mesh::Workload;
+use ztunnel_core::mesh::{Mesh, Workload};
 use ztunnel_core::report::{Cut, Leg, Outcome, Reporter, Security};
 use ztunnel_core::route::{self, Hop, Outbound, Route, RouteKind, Routing};
 
@@ -77,6 +77,8 @@ async fn decide(
     // A connection to ourselves is refused whoever the source is: no need to know it.
     let source = shared.mesh.local_workload(&proxy.context.pod).await.map_err(Outcome::Refused)?;
     let connection = Outbound { source: &source, network: &shared.config.node.network, original_dst };
+    let missing = |mesh: &Mesh| route::outbound::missing(mesh, &connection);
+    shared.mesh.complete(missing).await.map_err(Outcome::Refused)?;
     match shared.mesh.read(|mesh| route::outbound::outbound(mesh, &connection, &mut entropy)) {
         Routing::Go(route) => Ok((source, route)),
         Routing::Refuse(refusal) => Err(Outcome::Refused(refusal)),

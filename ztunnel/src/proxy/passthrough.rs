@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ztunnel_core::report::{Leg, Outcome, Reporter, Security};
+use ztunnel_core::report::{Cut, Leg, Outcome, Reporter, Security};
 use ztunnel_core::route;
 
 use super::accept::Accepted;
@@ -53,6 +53,7 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     };
     let connection = Connection::open(&shared.metrics, ends, start);
     let arrival = Arrival { local: &local, source: peer, target: target.addr, identity: None };
+    let permission = proxy.permissions.watch(peer, target.addr, None);
     let ended = match admit(shared, &arrival) {
         Err(denied) => Err(denied),
         Ok(()) => {
@@ -62,10 +63,16 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
                 Ok(application) => {
                     let mut application = Guarded::new(application);
                     let side = application_side(shared, &connection, &mut application);
-                    let result = relay::tcp(Side::plain(&mut socket), side, &connection).await;
-                    application.end();
+                    let ended = tokio::select! {
+                        biased;
+                        () = permission.lost() => Err(Outcome::Cut(Cut::PolicyChange)),
+                        result = relay::tcp(Side::plain(&mut socket), side, &connection) => {
+                            application.end();
+                            result.map_err(|error| error.outcome())
+                        }
+                    };
                     observe(shared, &connection, &application);
-                    result.map_err(|error| error.outcome())
+                    ended
                 }
             }
         }

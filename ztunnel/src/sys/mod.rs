@@ -4,7 +4,7 @@
 //! * [`sockopt`]: original destination, cookies, transparent sockets.
 //! * [`netns`]: run code inside another network namespace.
 //! * [`seqpacket`]: the node agent's socket, with file descriptors in flight.
-//! * [`memory`]: the allocator. * [`timer`]: short sleeps. * [`sock_diag`]: the kernel's socket tables.
+//! * [`memory`]: the allocator. * [`priority`]: the scheduler. * [`timer`]: short sleeps. * [`sock_diag`]: the kernel's socket tables.
 //! * [`bpf`]: what the fast path asks of the kernel beside `aya`.
 #![expect(
     unsafe_code,
@@ -14,6 +14,7 @@
 pub mod bpf;
 pub mod memory;
 pub mod netns;
+pub mod priority;
 pub mod seqpacket;
 pub mod sock_diag;
 pub mod sockopt;

@@ -4,7 +4,7 @@
 //! A connection resolves its label set once; while bytes flow it touches only atomics of its own series.
 //! Source: data-plane contract, sections 6.1 to 6.3.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
@@ -12,6 +12,9 @@ use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use ztunnel_core::report::labels::escape;
 use ztunnel_core::report::{Flag, Labels, Reporter};
+
+/// Types of responses that are counted apart.
+const MAX_TYPES: usize = 8;
 
 /// What is counted per label set while connections live.
 #[derive(Debug, Default)]
@@ -44,6 +47,63 @@ struct Inner {
     closed: Mutex<HashMap<Labels, u64>>,
     sockets: [AtomicI64; 2],
     pods: Arc<PodCounts>,
+    xds: XdsCounts,
+}
+
+/// Messages and streams of the control plane, as `istio_xds_*` counts them.
+#[derive(Debug, Clone, Default)]
+pub struct XdsCounts(Arc<Mutex<XdsTotals>>);
+
+#[derive(Debug, Default)]
+struct XdsTotals {
+    /// Messages and bytes by type.
+    received: BTreeMap<String, (u64, u64)>,
+    terminations: BTreeMap<&'static str, u64>,
+}
+
+impl XdsCounts {
+    /// A response of this type came.
+    pub fn received(&self, type_url: &str, bytes: usize) {
+        let mut totals = self.0.lock();
+        // Types are few; what a confused server makes up is not kept apart.
+        let known = totals.received.contains_key(type_url) || totals.received.len() < MAX_TYPES;
+        let type_url = if known { type_url } else { "other" };
+        let (messages, total) = totals.received.entry(type_url.to_owned()).or_default();
+        *messages += 1;
+        *total += bytes as u64;
+    }
+
+    /// A stream, or an attempt at one, ended for this reason.
+    pub fn terminated(&self, reason: &'static str) {
+        *self.0.lock().terminations.entry(reason).or_default() += 1;
+    }
+
+    fn expose(&self, text: &mut String) {
+        let totals = self.0.lock();
+        if !totals.terminations.is_empty() {
+            let name = "istio_xds_connection_terminations";
+            family(
+                text,
+                name,
+                "counter",
+                "The total number of completed connections to xds server (unstable).",
+            );
+            for (reason, count) in &totals.terminations {
+                line(text, format_args!("{name}_total{{reason=\"{reason}\"}} {count}"));
+            }
+        }
+        type Read = fn(&(u64, u64)) -> u64;
+        let families: [(&str, &str, Read); 2] = [
+            ("istio_xds_message", "Total number of messages received (unstable).", |(messages, _)| *messages),
+            ("istio_xds_message_bytes", "Total number of bytes received (unstable).", |(_, bytes)| *bytes),
+        ];
+        for (name, help, read) in families.into_iter().filter(|_| !totals.received.is_empty()) {
+            family(text, name, "counter", help);
+            for (url, counts) in &totals.received {
+                line(text, format_args!("{name}_total{{url=\"{}\"}} {}", escape(url), read(counts)));
+            }
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -91,6 +151,11 @@ impl Drop for OpenSocket {
 }
 
 impl Metrics {
+    /// The counters of the xDS client.
+    pub fn xds(&self) -> XdsCounts {
+        self.0.xds.clone()
+    }
+
     /// The pods' gauges.
     pub fn pods(&self) -> PodGauges {
         PodGauges(Arc::clone(&self.0.pods))
@@ -143,6 +208,7 @@ impl Metrics {
             line(&mut text, format_args!("istio_tcp_sockets_open{{reporter=\"{reporter}\"}} {open}"));
         }
         self.expose_pods(&mut text);
+        self.0.xds.expose(&mut text);
         text.push_str(extra);
         text.push_str("# EOF\n");
         text

@@ -82,8 +82,23 @@ impl WorkloadIndex {
         self.by_name.get(name)?.as_slice().iter().find(|workload| fits(workload))
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.by_uid.len()
+    }
+
+    /// Most meshes are one network, the default one.
+    pub(super) fn reserve(&mut self, more: usize) {
+        self.by_uid.reserve(more);
+        self.by_name.reserve(more);
+        self.by_addr.entry(Name::default()).or_default().reserve(more);
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.by_uid.values()
+    }
+
     pub(super) fn sorted(&self) -> Vec<&Arc<Workload>> {
-        let mut all: Vec<_> = self.by_uid.values().collect();
+        let mut all: Vec<_> = self.all().collect();
         all.sort_unstable_by(|a, b| a.uid.cmp(&b.uid));
         all
     }
@@ -203,8 +218,12 @@ impl ServiceIndex {
             .map(|(_, service)| service)
     }
 
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.slab.iter().flatten()
+    }
+
     pub(super) fn sorted(&self) -> Vec<&Arc<Service>> {
-        let mut all: Vec<_> = self.slab.iter().flatten().collect();
+        let mut all: Vec<_> = self.all().collect();
         all.sort_unstable_by(|a, b| (&a.hostname, &a.namespace).cmp(&(&b.hostname, &b.namespace)));
         all
     }

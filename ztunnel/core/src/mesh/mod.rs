@@ -7,6 +7,7 @@
 //! Invariant: a service holds exactly the endpoints that its health policy admits; every other endpoint
 //! that some workload declares is staged, and comes back when its service does.
 
+mod change;
 mod index;
 pub mod local;
 pub mod names;
@@ -21,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+pub use self::change::{Change, Effect};
 use self::index::{ServiceIndex, WorkloadIndex};
 pub use self::policy::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch};
 pub use self::ports::PortMap;
@@ -154,8 +156,29 @@ impl Mesh {
     }
 }
 
-/// Dumps, each in a stable order.
+/// Everything of a mesh, in no order.
+#[derive(Clone, Debug, Default)]
+pub struct Everything {
+    /// All workloads.
+    pub workloads: Vec<Arc<Workload>>,
+    /// All services.
+    pub services: Vec<Arc<Service>>,
+    /// All policies.
+    pub policies: Vec<Arc<Policy>>,
+}
+
+/// Dumps, each in a stable order but for the first.
 impl Mesh {
+    /// A copy of all references, for those who have a long look and must not hold up anybody.
+    #[must_use]
+    pub fn everything(&self) -> Everything {
+        Everything {
+            workloads: self.workloads.all().map(Arc::clone).collect(),
+            services: self.services.all().map(Arc::clone).collect(),
+            policies: self.policies.values().map(Arc::clone).collect(),
+        }
+    }
+
     /// All workloads, by uid.
     #[must_use]
     pub fn workloads(&self) -> Vec<&Arc<Workload>> {
@@ -186,6 +209,17 @@ impl Mesh {
 
 /// Changes. Each one leaves the mesh consistent.
 impl Mesh {
+    /// How many workloads there are.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.workloads.len()
+    }
+
+    /// Makes room for as many more workloads, so that no single insertion has to move all the others.
+    pub fn reserve(&mut self, workloads: usize) {
+        self.workloads.reserve(workloads);
+    }
+
     /// Adds a workload, or replaces the one with the same uid, and makes it an endpoint of its services.
     pub fn insert_workload(&mut self, workload: Arc<Workload>) {
         self.remove_workload(&workload.uid);
@@ -251,9 +285,13 @@ impl Mesh {
         Some(service)
     }
 
-    /// Adds a policy, or replaces the one with the same key.
+    /// Adds a policy under its own key, or replaces the one with the same key.
     pub fn insert_policy(&mut self, policy: Arc<Policy>) {
-        let key = policy.key();
+        self.insert_policy_as(policy.key(), policy);
+    }
+
+    /// Adds a policy under the key that somebody else has given it.
+    pub fn insert_policy_as(&mut self, key: Name, policy: Arc<Policy>) {
         self.remove_policy(&key);
         match policy.scope {
             Scope::Global => {

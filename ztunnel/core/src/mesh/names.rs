@@ -20,6 +20,18 @@ impl Names {
         name
     }
 
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Forgets the names that nobody else holds.
     pub fn shrink(&mut self) {
         self.0.retain(|name| Name::strong_count(name) > 1);

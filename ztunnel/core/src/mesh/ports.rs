@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 /// Service port to target port; a target of 0 is a named port that every endpoint resolves itself.
 ///
 /// Endpoints of one service mostly have the same ports, and a clone shares them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PortMap(Arc<[(u16, u16)]>);
 
 impl PortMap {
@@ -22,6 +22,12 @@ impl PortMap {
     /// All pairs, by service port.
     pub fn iter(&self) -> impl Iterator<Item = (u16, u16)> + '_ {
         self.0.iter().copied()
+    }
+
+    /// Whether somebody else holds the same ones.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
     }
 
     /// Whether no port is listed.

@@ -79,6 +79,18 @@ pub fn inbound(mesh: &Mesh, request: &Inbound<'_>) -> Result<InboundTarget, Refu
     Ok(InboundTarget { addr: SocketAddr::new(pod_ip, port), service })
 }
 
+/// What the mesh does not say and the decision depends on, by the names that the control plane knows it by. For a mesh
+/// that is not known as a whole: what is still missing after it was asked for does not exist.
+#[must_use]
+pub fn missing(mesh: &Mesh, request: &Inbound<'_>) -> Vec<Name> {
+    let Authority::Host { host, .. } = request.authority else { return Vec::new() };
+    let keys = request.local.services.iter().map(|membership| &membership.service);
+    keys.filter(|key| *key.hostname == **host)
+        .filter(|key| mesh.service_by_name(&key.namespace, &key.hostname).is_none())
+        .map(|key| key.to_string().into())
+        .collect()
+}
+
 /// Decides where a connection is delivered that arrived without a tunnel: where it was going.
 ///
 /// # Errors

@@ -111,6 +111,8 @@ pub enum Refusal {
         /// The requested service port.
         port: u16,
     },
+    /// The control plane was asked what this is, and did not answer.
+    NoAnswer(Name),
     /// The workload wants something that we cannot do yet.
     Unsupported(&'static str),
 }
@@ -137,6 +139,7 @@ impl fmt::Display for Refusal {
             Self::CannotResolvePort { host, port } => {
                 write!(f, "requested service {host}:{port} found, but cannot resolve port")
             }
+            Self::NoAnswer(name) => write!(f, "the control plane does not say what {name} is"),
             Self::Unsupported(what) => write!(f, "unsupported feature: {what}"),
         }
     }

@@ -42,6 +42,19 @@ pub fn outbound(mesh: &Mesh, conn: &Outbound<'_>, entropy: &mut dyn FnMut() -> u
     }
 }
 
+/// What the mesh does not say and the decision depends on, by the names that the control plane knows it by. For a mesh
+/// that is not known as a whole: what is still missing after it was asked for does not exist.
+#[must_use]
+pub fn missing(mesh: &Mesh, conn: &Outbound<'_>) -> Vec<Name> {
+    let ip = canonical(conn.original_dst.0).ip();
+    let mut networks = vec![conn.network, &*conn.source.network];
+    networks.dedup();
+    let unknown = |network: &&str| {
+        mesh.workload_by_addr(network, ip).is_none() && mesh.service_by_vip(network, ip, None).is_none()
+    };
+    networks.into_iter().filter(unknown).map(|network| format!("{network}/{ip}").into()).collect()
+}
+
 fn decide(mesh: &Mesh, conn: &Outbound<'_>, entropy: &mut dyn FnMut() -> u64) -> Result<Route, Refusal> {
     let target = canonical(conn.original_dst.0);
     if target.ip().is_loopback() && ILLEGAL_PORTS.contains(&target.port()) {
