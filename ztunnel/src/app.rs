@@ -230,6 +230,8 @@ fn load_mesh(source: &MeshSource) -> anyhow::Result<Mesh> {
         }
     };
     let mesh = local::parse(&text).with_context(|| format!("the mesh in {name} cannot be used"))?;
+    // The text and its tree are several times as large as what was made of them.
+    memory::release_free();
     info!(workloads = mesh.workloads().len(), services = mesh.services().len(), "mesh loaded from {name}");
     Ok(mesh)
 }
