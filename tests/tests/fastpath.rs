@@ -33,13 +33,6 @@ fn full() -> Mesh {
     mesh
 }
 
-/// A counter of the fast path in `/status`.
-fn counter(node: &Node, name: &str) -> Result<u64> {
-    let status = node.status()?;
-    let value = status.pointer(&format!("/fastpath/{name}")).and_then(serde_json::Value::as_u64);
-    value.with_context(|| format!("no counter {name} in {status}"))
-}
-
 fn switch(node: &Node, state: &str) {
     let response = node.post(ADMIN, &format!("/accel?state={state}")).unwrap();
     assert_eq!(response.status, 200, "{}", response.body);
@@ -65,13 +58,13 @@ fn the_full_mode_carries_messages_in_the_kernel_and_says_so() {
     let mesh = full();
     let server = Server::echo(mesh.pod("near"), 8080).unwrap();
     let node = mesh.node("n1");
-    let before = counter(node, "redirected_messages").unwrap();
+    let before = node.fastpath_counter("redirected_messages").unwrap();
     let conn = mesh.pod("client").dial(mesh.pod("near").addr(8080)).unwrap();
     for _ in 0..100 {
         assert_eq!(conn.ask(&[7; 500]).unwrap(), [7; 500]);
     }
     // Each request and each answer crosses two local hops.
-    let redirected = counter(node, "redirected_messages").unwrap() - before;
+    let redirected = node.fastpath_counter("redirected_messages").unwrap() - before;
     assert!(redirected >= 200, "{redirected} of 400 messages took the fast path: {}", node.status().unwrap());
     drop(conn);
     wait::until("both log lines with path=ebpf", SOON, || {
@@ -296,11 +289,11 @@ fn the_switch_works_for_new_messages_at_once_and_for_one_pod() {
     let server = Server::echo(mesh.pod("near"), 8080).unwrap();
     let conn = mesh.pod("client").dial(mesh.pod("near").addr(8080)).unwrap();
     let redirected = |conn: &Conn| {
-        let before = counter(node, "redirected_messages").unwrap();
+        let before = node.fastpath_counter("redirected_messages").unwrap();
         for _ in 0..20 {
             assert_eq!(conn.ask(b"message").unwrap(), b"message");
         }
-        counter(node, "redirected_messages").unwrap() - before
+        node.fastpath_counter("redirected_messages").unwrap() - before
     };
     assert!(redirected(&conn) > 0);
     switch(node, "off");
@@ -409,11 +402,11 @@ fn many_short_connections_leave_full_speed_and_nothing_else_behind() {
     let once = || {
         let conn = mesh.pod("client").dial(pod.addr(8080)).unwrap();
         let started = Instant::now();
-        let before = counter(mesh.node("n1"), "redirected_messages").unwrap();
+        let before = mesh.node("n1").fastpath_counter("redirected_messages").unwrap();
         for _ in 0..500 {
             assert_eq!(conn.ask(&[1; 64]).unwrap(), [1; 64]);
         }
-        (started.elapsed(), counter(mesh.node("n1"), "redirected_messages").unwrap() - before)
+        (started.elapsed(), mesh.node("n1").fastpath_counter("redirected_messages").unwrap() - before)
     };
     let rate = || (0..12).map(|_| once()).min().unwrap();
     let (files, first) = (mesh.node("n1").open_files().unwrap(), rate());

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Builds the eBPF object, `target/bpf/ztunnel-ebpf.o`, with whichever toolchain this machine can have.
+//! Builds the eBPF objects under `target/bpf`, with whichever toolchain this machine can have: `ztunnel-ebpf.o`, and
+//! for the tests `foreign.o`.
 //!
 //! Two worlds: a rustup nightly with `rust-src` (the usual one), or Debian's rustc with its source package
 //! and LLVM, where rustup cannot add a toolchain. Either needs a `bpf-linker` with the LLVM of its rustc, which is
@@ -16,7 +17,9 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::host;
 
-const OBJECT: &str = "target/bpf/ztunnel-ebpf.o";
+const FOLDER: &str = "target/bpf";
+/// The programs, and the foreign sockmap user of the tests.
+const OBJECTS: [&str; 2] = ["ztunnel-ebpf", "foreign"];
 const TARGET: &str = "bpfel-unknown-none";
 const BPF_LINKER: &str = "0.13.0";
 /// What this linker can be built with.
@@ -52,7 +55,7 @@ struct Nightly {
     llvm: u32,
 }
 
-/// Builds the object; the next `cargo build` embeds it.
+/// Builds the objects; the next `cargo build` embeds the first.
 ///
 /// # Errors
 /// If no toolchain can be had; the error names what to install.
@@ -67,14 +70,17 @@ pub(crate) fn build() -> Result<()> {
         .env("CARGO_TARGET_DIR", &out)
         .env("PATH", with_path(&tools)?);
     run(&mut cargo)?;
-    let built = out.join(TARGET).join("release/ztunnel-ebpf");
-    let object = host::root().join(OBJECT);
-    // An unchanged object keeps its time, or every `cargo build` would embed it anew.
-    let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
-    if fs::read(&object).ok().as_deref() != Some(bytes.as_slice()) {
-        fs::write(&object, &bytes).with_context(|| format!("write {}", object.display()))?;
+    for name in OBJECTS {
+        let built = out.join(TARGET).join("release").join(name);
+        let object = host::root().join(FOLDER).join(format!("{name}.o"));
+        // An unchanged object keeps its time, or every `cargo build` would embed it anew.
+        let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
+        if fs::read(&object).ok().as_deref() != Some(bytes.as_slice()) {
+            fs::write(&object, &bytes).with_context(|| format!("write {}", object.display()))?;
+        }
+        println!("eBPF: {FOLDER}/{name}.o ({} KiB)", bytes.len() >> 10);
     }
-    println!("eBPF: {OBJECT} ({} KiB); the next `cargo build` embeds it", bytes.len() >> 10);
+    println!("eBPF: the next `cargo build` embeds {FOLDER}/{}.o", OBJECTS[0]);
     Ok(())
 }
 

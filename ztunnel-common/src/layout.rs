@@ -8,7 +8,7 @@ const _: () = {
     assert!(size_of::<Control>() == 5 * 4);
     assert!(size_of::<Pod>() == 2 * 4);
     assert!(size_of::<PendingKey>() == 8 + 2 * 4, "padding would be hashed");
-    assert!(size_of::<Pending>() == 2 * 8 + 2 * 4);
+    assert!(size_of::<Pending>() == 2 * 8 + 4 * 4);
     assert!(size_of::<Tally>() == 4 * 8 + 2 * 4);
     assert!(size_of::<Flow>() == 9 * 8 + size_of::<Tally>() + 2 * 4);
     assert!(size_of::<Conn>() == 2 * 8 + 2 * 4 + 2 * size_of::<Flow>());

@@ -30,7 +30,7 @@ pub use settings::{Control, Layout};
 pub use values::{Conn, Flow, Own, Pending, PendingKey, Pod, level, role};
 
 /// Changes with every change of a map, a value or a slot.
-pub const CONTRACT_VERSION: u32 = 2;
+pub const CONTRACT_VERSION: u32 = 3;
 
 /// What ztunnel asks the kernel about a pair (`ztunnel_ask`).
 pub mod question {

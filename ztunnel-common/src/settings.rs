@@ -24,11 +24,15 @@ pub struct Layout {
     pub ingress_len: u32,
     /// Bit offset of `tcp_sock.is_mptcp`; absent without MPTCP.
     pub is_mptcp_bit: u32,
+    /// `sock.sk_write_space`.
+    pub sk_write_space: u32,
+    /// `sk_psock.saved_write_space`, with `saved_data_ready` right behind it.
+    pub saved_callbacks: u32,
 }
 
 impl Layout {
     /// Number of words of the constant.
-    pub const WORDS: usize = 7;
+    pub const WORDS: usize = 9;
 
     /// As the programs' constant wants it.
     #[must_use]
@@ -41,6 +45,8 @@ impl Layout {
             self.ingress_msg,
             self.ingress_len,
             self.is_mptcp_bit,
+            self.sk_write_space,
+            self.saved_callbacks,
         ]
     }
 
@@ -56,6 +62,8 @@ impl Layout {
             ingress_msg: words[4],
             ingress_len: words[5],
             is_mptcp_bit: words[6],
+            sk_write_space: words[7],
+            saved_callbacks: words[8],
         }
     }
 }

@@ -68,6 +68,8 @@ slots! {
     FORCED = 28, "forced";
     /// Message: ztunnel is about to end its direction, see `Conn::closing`.
     CLOSING = 29, "closing";
+    /// Message: a second sockmap user consumes, or consumed, what the receiver gets by TCP.
+    FOREIGN = 30, "foreign";
 }
 
 /// Number of slots.

@@ -46,6 +46,8 @@ pub struct PendingKey {
 }
 
 /// An active end that waits for its passive end. Whoever deletes it owns the pair.
+///
+/// One end that stays out tells the other why by `refused`: both ends of a connection then give one reason.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pending {
@@ -57,6 +59,10 @@ pub struct Pending {
     pub role: u32,
     /// One of [`level`], as it was when the socket entered.
     pub level: u32,
+    /// The [`stats`](crate::stats) slot that says why one of the two ends stays out; 0 if none does.
+    pub refused: u32,
+    /// Keeps the layout free of padding.
+    pub reserved: u32,
 }
 
 /// What a member socket knows about itself.

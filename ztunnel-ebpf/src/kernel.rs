@@ -49,10 +49,30 @@ pub fn copied_seq(layout: &Layout, sk: u64) -> Option<u32> {
     read(sk, layout.copied_seq)
 }
 
-/// Redirected bytes that wait to be read, or [`QUEUED_UNKNOWN`]; nothing if the socket has no psock.
+/// What the sockmap keeps beside the socket; nothing if it is in none.
 #[inline(always)]
-pub fn queued(layout: &Layout, sk: u64) -> Option<u64> {
+pub fn psock(layout: &Layout, sk: u64) -> Option<u64> {
     let psock = read::<u64>(sk, layout.sk_user_data)? & !USER_DATA_FLAGS;
+    (psock != 0).then_some(psock)
+}
+
+/// Whether a second sockmap user takes, or once took, what this socket receives by TCP.
+///
+/// Such a user has a parser or a verdict on received bytes (`sk_skb`). The kernel starts it by replacing the socket's
+/// `data_ready` and `write_space` (`sk_psock_start_strp`, `sk_psock_start_verdict`) and keeps the old ones in the psock.
+/// When it leaves, `saved_data_ready` is empty again while bytes that it took may still be on their way; `write_space` is not
+/// put back before the psock itself goes. What cannot be read counts as taken.
+#[inline(always)]
+pub fn is_foreign(layout: &Layout, sk: u64, psock: u64) -> bool {
+    let Some([saved_write_space, saved_data_ready]) = read::<[u64; 2]>(psock, layout.saved_callbacks) else {
+        return true;
+    };
+    saved_data_ready != 0 || read(sk, layout.sk_write_space) != Some(saved_write_space)
+}
+
+/// Redirected bytes that wait to be read, or [`QUEUED_UNKNOWN`].
+#[inline(always)]
+pub fn queued(layout: &Layout, psock: u64) -> Option<u64> {
     let head = psock.wrapping_add(layout.ingress_msg as u64);
     let next: u64 = read(psock, layout.ingress_msg)?;
     if next == head {

@@ -85,7 +85,7 @@ pub fn unread(conn: &Conn, side: u32) -> u64 {
     if kernel::cookie(&layout, peer.sk) != Some(peer.cookie) {
         return 0;
     }
-    kernel::queued(&layout, peer.sk).unwrap_or(0)
+    kernel::psock(&layout, peer.sk).and_then(|psock| kernel::queued(&layout, psock)).unwrap_or(0)
 }
 
 /// 0 if the message was redirected, or the slot of the reason why not.
@@ -137,8 +137,7 @@ fn is_closing(own: &Own, conn: &mut Conn, position: u64) -> bool {
     }
     let flow = sending(own, conn);
     // SAFETY: a valid, aligned place in the map. (`core::sync::atomic` offers no exchange for this target.)
-    let before =
-        unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(&raw mut flow.announced, position) };
+    let before = unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(&raw mut flow.announced, position) };
     // SAFETY: as above; volatile, because ztunnel's question writes it.
     let closing = unsafe { core::ptr::read_volatile(&raw const conn.closing) };
     closing != 0 || before > position
@@ -166,11 +165,16 @@ fn gate(flow: &mut Flow, peer: u64, peer_cookie: u64, size: u64) -> u32 {
     }
     let Some(written) = kernel::write_seq(&layout, flow.sk) else { return stats::UNREADABLE };
     let Some(copied) = kernel::copied_seq(&layout, peer) else { return stats::UNREADABLE };
+    // A receiver without a psock has left the map, or is about to close.
+    let Some(psock) = kernel::psock(&layout, peer) else { return stats::NOT_MEMBER };
+    // After `copied_seq`: who advances it on the application's behalf has replaced the callbacks before.
+    if kernel::is_foreign(&layout, peer, psock) {
+        return stats::FOREIGN;
+    }
     if written != copied {
         return stats::NOT_DRAINED;
     }
-    // A receiver without a psock has left the map, or is about to close.
-    let Some(queued) = kernel::queued(&layout, peer) else { return stats::NOT_MEMBER };
+    let Some(queued) = kernel::queued(&layout, psock) else { return stats::NOT_MEMBER };
     if !verdict::credit(flow, queued, size) {
         return stats::CREDIT;
     }

@@ -175,10 +175,21 @@ fn on_active(ctx: &SockOpsContext) {
         own.id = 0;
         own.unpaired = refused;
         count(refused, 1);
-        return;
+    } else {
+        watch(ctx, BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG);
     }
-    watch(ctx, BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG);
-    PENDING.insert(&filed, &Pending { sk: address, cookie, role, level: pod.level });
+    let entry = Pending { sk: address, cookie, role, level: pod.level, refused, reserved: 0 };
+    PENDING.insert(&filed, &entry);
+}
+
+/// What the passive end said about a pair that was not made.
+#[inline(always)]
+fn learn(own: &mut Own) {
+    if own.unpaired == 0
+        && let Some(filed) = PENDING.get(&own.filed)
+    {
+        own.unpaired = filed.refused;
+    }
 }
 
 /// A passive end looks for its active end and makes the pair.
@@ -195,12 +206,26 @@ fn on_passive(ctx: &SockOpsContext) {
     let role = role_of(sk);
     let (passive_seq, active_seq) = sequence(ctx);
     let filed = PendingKey { netns, active_seq, passive_seq };
+    let mut counted = false;
     let reason = match PENDING.get(&filed) {
         None => stats::NO_MIRROR,
         Some(active) if !roles_match(active.role, role) => stats::WRONG_ROLE,
+        Some(active) if active.refused != 0 => {
+            let refused = active.refused;
+            // Counted where it happened. Nobody else removes the entry of an end that stays out.
+            counted = true;
+            PENDING.remove(&filed);
+            refused
+        }
         Some(active) => {
             let active = *active;
-            make_pair(ctx, sk, role, filed, active)
+            let refused = make_pair(ctx, sk, role, filed, active);
+            if refused != 0
+                && let Some(entry) = PENDING.get(&filed)
+            {
+                entry.refused = refused;
+            }
+            refused
         }
     };
     // An application's listener serves many who are not ztunnel: no pair is expected there.
@@ -210,7 +235,7 @@ fn on_passive(ctx: &SockOpsContext) {
             own.unpaired = reason;
         }
     }
-    if reason != 0 && (role != role::APPLICATION || reason != stats::NO_MIRROR) {
+    if reason != 0 && !counted && (role != role::APPLICATION || reason != stats::NO_MIRROR) {
         count(reason, 1);
     }
 }
@@ -270,7 +295,11 @@ fn on_round_trip(ctx: &SockOpsContext) {
     let (leaves, settled) = match CONNS.get(&own.id) {
         // Never paired: the filed token is still there. A pair that is gone leaves no token, and its
         // application may have redirected bytes to read, which leaving would lose.
-        None => (own.side == 0 && PENDING.remove(&own.filed) == 0, true),
+        None if own.side == 0 => {
+            learn(own);
+            (PENDING.remove(&own.filed) == 0, true)
+        }
+        None => (false, true),
         Some(conn) => {
             let flow = if own.side == 0 { &conn.forward } else { &conn.backward };
             (flow.leaving != 0, conn.level == level::FULL || own.role != role::APPLICATION)
@@ -296,6 +325,7 @@ fn on_close(ctx: &SockOpsContext) {
     }
     let Some(own) = recall(sk) else { return };
     if own.side == 0 {
+        learn(own);
         PENDING.remove(&own.filed);
     }
     if own.role == role::APPLICATION {

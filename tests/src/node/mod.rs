@@ -336,6 +336,16 @@ impl Node {
             .with_context(|| format!("/status: {} {}", response.status, response.body))
     }
 
+    /// A counter of the fast path in its status, such as `redirected_messages` or `passed/credit`.
+    ///
+    /// # Errors
+    /// It does not answer, or has no such counter.
+    pub fn fastpath_counter(&self, name: &str) -> Result<u64> {
+        let status = self.status()?;
+        let value = status.pointer(&format!("/fastpath/{name}")).and_then(serde_json::Value::as_u64);
+        value.with_context(|| format!("no counter {name} in {status}"))
+    }
+
     /// The access log of this start of its ztunnel.
     #[must_use]
     pub fn access_log(&self) -> Vec<AccessEntry> {

@@ -27,6 +27,9 @@ pub(super) enum LayoutError {
     /// A member is missing, so that this kernel is unknown to us.
     #[error("this kernel's `struct {0}` has no member `{1}`")]
     Missing(&'static str, &'static str),
+    /// Two members that the programs read at once are not neighbors.
+    #[error("this kernel's `struct {0}` does not have `{2}` right behind `{1}`")]
+    Apart(&'static str, &'static str, &'static str),
 }
 
 /// Bit offsets of the members of the structs we ask for.
@@ -46,6 +49,10 @@ fn from_btf(btf: &[u8]) -> Result<Layout, LayoutError> {
             .ok_or(LayoutError::Missing(structure, member))
     };
     let common = bytes("sock", "__sk_common")?;
+    let saved_callbacks = bytes("sk_psock", "saved_write_space")?;
+    if bytes("sk_psock", "saved_data_ready")? != saved_callbacks + 8 {
+        return Err(LayoutError::Apart("sk_psock", "saved_write_space", "saved_data_ready"));
+    }
     Ok(Layout {
         sk_cookie: common + bytes("sock_common", "skc_cookie")?,
         sk_user_data: bytes("sock", "sk_user_data")?,
@@ -54,6 +61,8 @@ fn from_btf(btf: &[u8]) -> Result<Layout, LayoutError> {
         ingress_msg: bytes("sk_psock", "ingress_msg")?,
         ingress_len: bytes("sk_psock", "msg_tot_len").unwrap_or(ABSENT),
         is_mptcp_bit: members.get(&("tcp_sock", "is_mptcp".to_owned())).copied().unwrap_or(ABSENT),
+        sk_write_space: bytes("sock", "sk_write_space")?,
+        saved_callbacks,
     })
 }
 
