@@ -20,12 +20,33 @@ pub const STATS: &str = "STATS";
 
 /// Enrolled pods of one node.
 pub const PODS_ENTRIES: usize = 4096;
-/// Handshakes between their two callbacks; the oldest gives way, and its connection stays on TCP.
-pub const PENDING_ENTRIES: usize = 16384;
-/// Member sockets of one node. A socket that does not fit stays on TCP.
-pub const SOCKS_ENTRIES: usize = 131_072;
+/// Pairs of one node, unless the operator says otherwise.
+pub const CONNS_DEFAULT: u32 = 65_536;
 /// Pairs of one node. A pair that does not fit stays on TCP.
-pub const CONNS_ENTRIES: usize = 65_536;
+pub const CONNS_ENTRIES: usize = CONNS_DEFAULT as usize;
+/// Member sockets of one node. A socket that does not fit stays on TCP.
+pub const SOCKS_ENTRIES: usize = socks_entries(CONNS_DEFAULT) as usize;
+/// Handshakes between their two callbacks; the oldest gives way, and its connection stays on TCP.
+pub const PENDING_ENTRIES: usize = pending_entries(CONNS_DEFAULT) as usize;
+
+/// The fewest pairs that can be asked for: the self-test needs some itself.
+pub const CONNS_MIN: u32 = 64;
+/// The most: their sockhash alone takes 32 MiB.
+pub const CONNS_MAX: u32 = 1 << 20;
+/// An LRU map hands its entries out to the CPUs in batches: a smaller one would push out what is waited for.
+const PENDING_MIN: u32 = 1024;
+
+/// Member sockets for so many pairs: two ends each.
+#[must_use]
+pub const fn socks_entries(pairs: u32) -> u32 {
+    pairs * 2
+}
+
+/// Handshakes for so many pairs: a quarter of them at the same moment.
+#[must_use]
+pub const fn pending_entries(pairs: u32) -> u32 {
+    if pairs / 4 < PENDING_MIN { PENDING_MIN } else { pairs / 4 }
+}
 
 /// Size of the key and the value of a map, for the contract test and the loader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -280,7 +280,18 @@ fn fastpath_config(env: &impl Env) -> Result<fastpath::Config, ConfigError> {
         full_workloads: parsed(env, "EBPF_FULL_WORKLOADS", Vec::new(), patterns)?,
         cgroup_root: env.get("EBPF_CGROUP_ROOT").map(PathBuf::from),
         pin_path: path(env, "EBPF_PIN_PATH", "/sys/fs/bpf/ztunnel/v1"),
+        max_connections: parsed(env, "EBPF_MAX_CONNECTIONS", fastpath::CONNECTIONS_DEFAULT, connections)?,
     })
+}
+
+/// Pairs in the kernel's tables.
+fn connections(text: &str) -> Result<u32, String> {
+    let wanted = number(text)?;
+    if fastpath::CONNECTIONS.contains(&wanted) {
+        return Ok(wanted);
+    }
+    let (least, most) = (fastpath::CONNECTIONS.start(), fastpath::CONNECTIONS.end());
+    Err(format!("expected {least} to {most} connections; what does not fit goes by TCP"))
 }
 
 fn path(env: &impl Env, name: &str, default: &str) -> PathBuf {
@@ -335,6 +346,9 @@ mod tests {
             ("POOL_MAX_STREAMS_PER_CONNECTION", "0"),
             ("HTTP2_FRAME_SIZE", "100"),
             ("EBPF_FASTPATH", "yes"),
+            ("EBPF_MAX_CONNECTIONS", "63"),
+            ("EBPF_MAX_CONNECTIONS", "1048577"),
+            ("EBPF_MAX_CONNECTIONS", "many"),
             ("ZTUNNEL_WORKER_THREADS", "101%"),
             ("IPV6_ENABLED", "1"),
             ("CONNECTION_TERMINATION_DEADLINE", "soon"),

@@ -137,8 +137,12 @@ pub(super) fn load(config: &Config, checks: &mut Vec<Check>) -> Result<Kernel, L
     let layout = layout::read()?;
     note("kernel_layout", format!("{layout:?}"));
     let words = layout.to_words();
+    let pairs = config.max_connections;
     let mut object = EbpfLoader::new()
         .override_global(LAYOUT_SYMBOL, &words, true)
+        .map_max_entries(maps::CONNS, pairs)
+        .map_max_entries(maps::SOCKS, maps::socks_entries(pairs))
+        .map_max_entries(maps::PENDING, maps::pending_entries(pairs))
         .load(OBJECT)
         .map_err(|error| LoadError::Kernel("maps", describe(&error)))?;
     let cpus = aya::util::nr_cpus()

@@ -27,7 +27,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use ztunnel_common::{Pod, level, role};
+use ztunnel_common::{Pod, level, maps, role};
 use ztunnel_core::fastpath::{Eligibility, KernelFitness, Level, Mode, Pattern, Reason, eligibility};
 
 use crate::sys::memory;
@@ -47,7 +47,14 @@ pub struct Config {
     pub cgroup_root: Option<PathBuf>,
     /// `EBPF_PIN_PATH`: where the socket map is pinned.
     pub pin_path: PathBuf,
+    /// `EBPF_MAX_CONNECTIONS`: pairs at the same time, within [`CONNECTIONS`].
+    pub max_connections: u32,
 }
+
+/// What `EBPF_MAX_CONNECTIONS` may be.
+pub const CONNECTIONS: std::ops::RangeInclusive<u32> = maps::CONNS_MIN..=maps::CONNS_MAX;
+/// What it is if it is not set.
+pub const CONNECTIONS_DEFAULT: u32 = maps::CONNS_DEFAULT;
 
 /// The fast path of this node. Cloning shares it.
 #[derive(Clone, Debug)]

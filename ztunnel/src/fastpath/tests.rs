@@ -4,7 +4,13 @@
 use super::*;
 
 fn config(mode: Mode) -> Config {
-    Config { mode, full_workloads: Vec::new(), cgroup_root: None, pin_path: PathBuf::from("/nonexistent") }
+    Config {
+        mode,
+        full_workloads: Vec::new(),
+        cgroup_root: None,
+        pin_path: PathBuf::from("/nonexistent"),
+        max_connections: CONNECTIONS_DEFAULT,
+    }
 }
 
 #[test]
