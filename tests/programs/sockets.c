@@ -2,6 +2,7 @@
 // Small programs that use blocking sockets as applications do; each ends with 0 when all bytes were right.
 //
 //   upload IP PORT BYTES     sends BYTES, then blocks in recv() for an answer of 8 bytes: the count
+//   ask IP PORT ROUNDS       asks and blocks in recv() for the answer
 //   waitall IP PORT ROUNDS   asks for 100,000 bytes and takes them with one MSG_WAITALL
 //   peek IP PORT ROUNDS      looks at an answer with MSG_PEEK before taking it
 //   fionread IP PORT ROUNDS  waits until FIONREAD counts a whole answer, then takes it
@@ -81,6 +82,17 @@ static int expect(const char *bytes, size_t length, char byte, const char *what)
     return 0;
 }
 
+static int ask(int fd, int rounds) {
+    char out[1000], in[1000];
+    for (int round = 0; round < rounds; round++) {
+        memset(out, 'a' + round % 26, sizeof out);
+        send_all(fd, out, sizeof out);
+        recv_all(fd, in, sizeof in);
+        if (expect(in, sizeof in, 'a' + round % 26, "ask")) return 1;
+    }
+    return 0;
+}
+
 static int waitall(int fd, int rounds) {
     static char out[100000], in[100000];
     for (int round = 0; round < rounds; round++) {
@@ -117,7 +129,7 @@ static int fionread(int fd, int rounds) {
         memset(out, 'a' + round % 26, sizeof out);
         send_all(fd, out, sizeof out);
         int waiting = 0;
-        for (int look = 0; look < 50000 && waiting < (int)sizeof in; look++) {
+        for (int look = 0; look < 5000 && waiting < (int)sizeof in; look++) {
             if (ioctl(fd, FIONREAD, &waiting)) die("FIONREAD");
             if (waiting < (int)sizeof in) nanosleep(&moment, NULL);
         }
@@ -190,6 +202,7 @@ int main(int argc, char **argv) {
     if (argc != 5) return 2;
     int fd = dial(argv[2], atoi(argv[3]));
     if (!strcmp(argv[1], "upload")) return upload(fd, strtoull(argv[4], NULL, 10));
+    if (!strcmp(argv[1], "ask")) return ask(fd, atoi(argv[4]));
     if (!strcmp(argv[1], "waitall")) return waitall(fd, atoi(argv[4]));
     if (!strcmp(argv[1], "peek")) return peek(fd, atoi(argv[4]));
     if (!strcmp(argv[1], "fionread")) return fionread(fd, atoi(argv[4]));

@@ -75,7 +75,7 @@ pub fn in_every_mode_alone(
 }
 
 fn each(build: impl Fn() -> MeshBuilder, mut scenario: impl FnMut(&Mesh) -> Result<()>) -> Result<()> {
-    for mode in chosen()? {
+    for mode in chosen(&Mode::EVERY)? {
         let context = || format!("with EBPF_FASTPATH={mode}");
         let mesh = build().mode(mode).start().with_context(context)?;
         let result = in_effect(&mesh, mode).and_then(|()| scenario(&mesh));
@@ -88,17 +88,19 @@ fn each(build: impl Fn() -> MeshBuilder, mut scenario: impl FnMut(&Mesh) -> Resu
     Ok(())
 }
 
-/// All modes, or those that `ZTUNNEL_TESTS_MODES` names (`off,half`), which is said aloud.
+/// These modes, or those of them that `ZTUNNEL_TESTS_MODES` names (`off,half`), which is said aloud.
+///
+/// # Errors
+/// It names none of them.
 #[expect(clippy::print_stderr, reason = "a test that runs less than all of it says so")]
-fn chosen() -> Result<Vec<Mode>> {
-    let Some(names) = std::env::var_os("ZTUNNEL_TESTS_MODES") else { return Ok(Mode::EVERY.to_vec()) };
+pub fn chosen(modes: &[Mode]) -> Result<Vec<Mode>> {
+    let Some(names) = std::env::var_os("ZTUNNEL_TESTS_MODES") else { return Ok(modes.to_vec()) };
     let names = names.to_string_lossy().into_owned();
     eprintln!("NOT in every mode: ZTUNNEL_TESTS_MODES={names}");
-    let chosen: Vec<Mode> = Mode::EVERY
-        .into_iter()
-        .filter(|mode| names.split(',').any(|name| name.trim() == mode.to_string()))
-        .collect();
-    anyhow::ensure!(!chosen.is_empty(), "ZTUNNEL_TESTS_MODES={names} names none of off, half, full");
+    let is_named = |mode: &&Mode| names.split(',').any(|name| name.trim() == mode.to_string());
+    let chosen: Vec<Mode> = modes.iter().filter(is_named).copied().collect();
+    let all: Vec<String> = modes.iter().map(Mode::to_string).collect();
+    anyhow::ensure!(!chosen.is_empty(), "ZTUNNEL_TESTS_MODES={names} names none of {}", all.join(", "));
     Ok(chosen)
 }
 
