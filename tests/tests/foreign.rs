@@ -17,6 +17,7 @@ use aya::maps::{MapError, SockHash};
 use aya::programs::{CgroupAttachMode, SkMsg, SkSkb, SockOps};
 use aya::{Ebpf, EbpfLoader};
 use ztunnel_tests::cgroup::Cgroup;
+use ztunnel_tests::mesh::MeshBuilder;
 use ztunnel_tests::modes::in_effect;
 use ztunnel_tests::traffic::stream::{self, Sides};
 use ztunnel_tests::traffic::{Conn, Pattern, Server};
@@ -26,14 +27,17 @@ const SOON: Duration = Duration::from_secs(10);
 const LONG: Duration = Duration::from_secs(60);
 
 fn mesh(mode: Mode) -> Mesh {
-    let mesh = Mesh::builder()
-        .mode(mode)
+    start(Mesh::builder().mode(mode))
+}
+
+fn start(builder: MeshBuilder) -> Mesh {
+    let mesh = builder
         .pod(PodSpec::mesh("client").on("n1"))
         .pod(PodSpec::mesh("near").on("n1"))
         .pod(PodSpec::mesh("far").on("n2"))
         .start()
         .unwrap();
-    in_effect(&mesh, mode).unwrap();
+    in_effect(&mesh, mesh.mode()).unwrap();
     mesh
 }
 
@@ -227,7 +231,8 @@ fn serve(conn: &Conn, body: (Pattern, u64)) -> Result<()> {
 #[ignore = "needs root: cargo xtask test"]
 fn sockets_that_a_foreign_message_program_holds_stay_on_tcp_and_the_log_says_why() {
     const BODY: (Pattern, u64) = (Pattern(81), 3 << 20 | 1);
-    let mesh = mesh(Mode::Full);
+    let logging = "info,ztunnel::fastpath=debug";
+    let mesh = start(Mesh::builder().mode(Mode::Full).env("EBPF_DEBUG", "true").env("RUST_LOG", logging));
     let (node, client) = (mesh.node("n1"), mesh.pod("client"));
     let mut foreign = Foreign::load().unwrap();
     foreign.enter_from(client.cgroup()).unwrap();
@@ -245,6 +250,11 @@ fn sockets_that_a_foreign_message_program_holds_stay_on_tcp_and_the_log_says_why
         let log = node.access_log();
         let by_tcp = [("direction", "outbound"), ("path", "tcp"), ("path.reason", "busy")];
         log.iter().filter(|entry| entry.is(&by_tcp)).count() == 2
+    })
+    .unwrap();
+    // And with EBPF_DEBUG so do the programs.
+    wait::until("both lines of the programs", SOON, || {
+        node.stdout().matches("not paired: busy").count() == 2
     })
     .unwrap();
     drop(foreign);

@@ -18,6 +18,9 @@ pub const CONNS: &str = "CONNS";
 /// Counters.
 pub const STATS: &str = "STATS";
 
+/// Ring buffer of aya-log, for `EBPF_DEBUG`; its size in bytes is the loader's choice.
+pub const LOGS: &str = "AYA_LOGS";
+
 /// Enrolled pods of one node.
 pub const PODS_ENTRIES: usize = 4096;
 /// Pairs of one node, unless the operator says otherwise.

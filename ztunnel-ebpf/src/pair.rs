@@ -14,6 +14,7 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::programs::SockOpsContext;
+use aya_log_ebpf::debug;
 use ztunnel_common::values::Tally;
 use ztunnel_common::verdict::roles_match;
 use ztunnel_common::{Conn, Flow, Own, Pending, PendingKey, Pod, level, role, stats};
@@ -175,6 +176,7 @@ fn on_active(ctx: &SockOpsContext) {
         own.id = 0;
         own.unpaired = refused;
         count(refused, 1);
+        tell(ctx, refused, netns, cookie);
     } else {
         watch(ctx, BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG);
     }
@@ -237,6 +239,21 @@ fn on_passive(ctx: &SockOpsContext) {
     }
     if reason != 0 && !counted && (role != role::APPLICATION || reason != stats::NO_MIRROR) {
         count(reason, 1);
+        tell(ctx, reason, netns, cookie_of(ctx));
+    }
+}
+
+/// Says, when `EBPF_DEBUG` is on, which connection stays out of the map and why. With the level at 0 the verifier finds
+/// that the branch is never taken and removes it. Each reason has its own text, since a table of texts would need
+/// relocations.
+#[inline(always)]
+fn tell(ctx: &SockOpsContext, reason: u32, netns: u64, cookie: u64) {
+    match reason {
+        stats::MAP_FULL => debug!(ctx, "not paired: map_full, netns {}, socket {}", netns, cookie),
+        stats::BUSY => debug!(ctx, "not paired: busy, netns {}, socket {}", netns, cookie),
+        stats::REFUSED => debug!(ctx, "not paired: refused, netns {}, socket {}", netns, cookie),
+        stats::VANISHED => debug!(ctx, "not paired: vanished, netns {}, socket {}", netns, cookie),
+        _ => {}
     }
 }
 

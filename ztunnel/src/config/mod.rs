@@ -281,6 +281,7 @@ fn fastpath_config(env: &impl Env) -> Result<fastpath::Config, ConfigError> {
         cgroup_root: env.get("EBPF_CGROUP_ROOT").map(PathBuf::from),
         pin_path: path(env, "EBPF_PIN_PATH", "/sys/fs/bpf/ztunnel/v1"),
         max_connections: parsed(env, "EBPF_MAX_CONNECTIONS", fastpath::CONNECTIONS_DEFAULT, connections)?,
+        debug: parsed(env, "EBPF_DEBUG", false, boolean)?,
     })
 }
 
@@ -349,6 +350,7 @@ mod tests {
             ("EBPF_MAX_CONNECTIONS", "63"),
             ("EBPF_MAX_CONNECTIONS", "1048577"),
             ("EBPF_MAX_CONNECTIONS", "many"),
+            ("EBPF_DEBUG", "yes"),
             ("ZTUNNEL_WORKER_THREADS", "101%"),
             ("IPV6_ENABLED", "1"),
             ("CONNECTION_TERMINATION_DEADLINE", "soon"),

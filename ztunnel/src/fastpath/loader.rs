@@ -23,7 +23,7 @@ use ztunnel_common::{Conn, Control, Own, Pod, maps, question};
 
 use super::pair::Place;
 use super::status::Check;
-use super::{Config, layout};
+use super::{Config, debug, layout};
 use crate::sys::bpf::{Map, Question};
 
 #[cfg(ebpf_object)]
@@ -143,10 +143,16 @@ pub(super) fn load(config: &Config, checks: &mut Vec<Check>) -> Result<Kernel, L
         .map_max_entries(maps::CONNS, pairs)
         .map_max_entries(maps::SOCKS, maps::socks_entries(pairs))
         .map_max_entries(maps::PENDING, maps::pending_entries(pairs))
+        .override_global(debug::LEVEL, &debug::level(config.debug), true)
+        .map_max_entries(maps::LOGS, debug::buffer(config.debug))
         .load(OBJECT)
         .map_err(|error| LoadError::Kernel("maps", describe(&error)))?;
     let cpus = aya::util::nr_cpus()
         .map_err(|(what, error)| LoadError::Kernel("cpus", format!("{what}: {error}")))?;
+    if config.debug {
+        let listening = debug::forward(&mut object);
+        note("debug", listening.map_or_else(|error| format!("no: {error}"), |()| "forwarded".to_owned()));
+    }
     load_programs(&mut object)?;
     note("programs", "loaded and verified".to_owned());
     let root = match &config.cgroup_root {

@@ -5,7 +5,7 @@
 //! goes wrong, bytes go by TCP, and the reason is counted.
 //!
 //! * [`layout`]: where this kernel keeps what the gate reads, from its BTF.
-//! * [`loader`]: load, pin and attach the programs.
+//! * [`loader`]: load, pin and attach the programs. [`debug`]: what they say, on request.
 //! * [`selftest`]: prove on real sockets, at start, that this kernel does what the fast path needs.
 //! * [`pair`]: one connection's place in the kernel: paired or not, why, and its bytes.
 //! * [`status`]: what an operator sees.
@@ -14,6 +14,7 @@
 //! The programs are in `ztunnel-ebpf`, their decisions in `ztunnel_common::verdict`, the argument
 //! why the order of bytes holds in `docs/fastpath.md`.
 
+mod debug;
 mod layout;
 mod loader;
 mod pair;
@@ -49,6 +50,8 @@ pub struct Config {
     pub pin_path: PathBuf,
     /// `EBPF_MAX_CONNECTIONS`: pairs at the same time, within [`CONNECTIONS`].
     pub max_connections: u32,
+    /// `EBPF_DEBUG`: what the programs say about connections that stay out of the map, in our log.
+    pub debug: bool,
 }
 
 /// What `EBPF_MAX_CONNECTIONS` may be.

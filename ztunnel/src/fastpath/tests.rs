@@ -10,6 +10,7 @@ fn config(mode: Mode) -> Config {
         cgroup_root: None,
         pin_path: PathBuf::from("/nonexistent"),
         max_connections: CONNECTIONS_DEFAULT,
+        debug: false,
     }
 }
 
