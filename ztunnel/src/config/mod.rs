@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the operator asked for: one struct per subsystem, read once at start.
 //!
-//! * [`env`]: the environment. * [`proxy_config`]: Istio's mesh configuration.
+//! * [`mod@env`]: the environment. * [`proxy_config`]: Istio's mesh configuration.
 //! * [`mode`], [`threads`]: whom we serve, and with how many threads.
 //! * [`control_plane`], [`ca`], [`xds`]: the servers of the control plane.
 
