@@ -10,7 +10,7 @@ use ztunnel_core::route;
 
 use super::accept::Accepted;
 use super::inbound::{Arrival, admit};
-use super::relay::{self, End, Side};
+use super::relay::{self, Side};
 use super::socket::Guarded;
 use super::{Counted, PodProxy, application_side, observe};
 use crate::telemetry::connection::{Connection, Ends, turned_away};
@@ -23,7 +23,7 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let _open = shared.metrics.open_socket(Reporter::Destination);
     let _counted = Counted::new(&proxy);
     let original_dst = accepted.original_dst();
-    let Accepted { socket, peer, local: ours, .. } = accepted;
+    let Accepted { socket, peer, .. } = accepted;
     let mut socket = Guarded::new(socket);
     let decided = async {
         let target = route::inbound::plaintext(original_dst)?;
@@ -81,8 +81,4 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
         socket.end();
     }
     connection.finish(ended.as_ref().err().unwrap_or(&Outcome::Complete));
-    drop(socket);
-    if ended == Ok(End::OursFirst) {
-        proxy.time_waits.end(&context.sockets, ours, peer);
-    }
 }

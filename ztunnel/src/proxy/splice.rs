@@ -13,6 +13,7 @@ use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::unistd::pipe2;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tracing::debug;
 
 /// Bytes of one move, and of a pipe.
 const MOVE: usize = 256 << 10;
@@ -58,7 +59,7 @@ impl Pipe {
 pub(super) enum Stopped {
     /// The end of input was reached.
     End,
-    /// What comes now is small.
+    /// What comes now is small, or cannot be moved: copy.
     Small,
 }
 
@@ -70,7 +71,14 @@ pub(super) enum Stopped {
 /// # Cancel safety
 /// None: dropped half-way, what is in the pipe is lost. A relay that is dropped resets both sockets.
 pub(super) async fn bulk(from: &TcpStream, to: &TcpStream, count: impl Fn(usize)) -> io::Result<Stopped> {
-    let pipe = Pipe::take()?;
+    let pipe = match Pipe::take() {
+        Ok(pipe) => pipe,
+        // Out of descriptors is no reason to end a connection: its bytes can be copied.
+        Err(error) => {
+            debug!(%error, "no pipe for bulk, copying");
+            return Ok(Stopped::Small);
+        }
+    };
     let mut small = 0;
     loop {
         from.readable().await?;

@@ -5,7 +5,8 @@
 //! application may use again for another destination comes to the same pair of addresses. If we ended the first
 //! connection first, as we do whenever its server did, our socket waits there for a minute and answers most such SYNs
 //! as strays: the application's connect takes a second. Between two sockets of one kernel nothing can be in flight that
-//! TIME_WAIT would protect from, so it is ended when the connection is over.
+//! TIME_WAIT would protect from, so it is ended when the connection is over. A peer on a network may have something in flight:
+//! what comes to our inbound ports keeps its TIME_WAIT.
 
 use std::cell::OnceCell;
 use std::net::SocketAddr;
