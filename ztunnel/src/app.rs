@@ -207,15 +207,15 @@ fn open_doors(doors: &Doors) -> anyhow::Result<tokio::task::JoinSet<()>> {
     let mut servers = tokio::task::JoinSet::new();
     let listeners = http::bind(READINESS_PORT, Reach::Everywhere).context("readiness server starts")?;
     let readiness = doors.clone();
-    servers.spawn_local(http::serve(listeners, move |request| readiness.readiness(request)));
+    servers.spawn_local(http::serve(listeners, move |request| readiness.clone().readiness(request)));
     let listeners =
         http::bind(doors.shared.config.ports.admin, Reach::Localhost).context("admin server starts")?;
     let admin = doors.clone();
-    servers.spawn_local(http::serve(listeners, move |request| admin.admin(request)));
+    servers.spawn_local(http::serve(listeners, move |request| admin.clone().admin(request)));
     let listeners =
         http::bind(doors.shared.config.ports.metrics, Reach::Everywhere).context("stats server starts")?;
     let metrics = doors.clone();
-    servers.spawn_local(http::serve(listeners, move |request| metrics.metrics(request)));
+    servers.spawn_local(http::serve(listeners, move |request| metrics.clone().metrics(request)));
     Ok(servers)
 }
 

@@ -50,7 +50,7 @@ pub struct Doors {
 
 impl Doors {
     /// 15021.
-    pub fn readiness(&self, request: &Request<Incoming>) -> Response<Body> {
+    pub async fn readiness(self, request: Request<Incoming>) -> Response<Body> {
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/healthz/ready") => match self.readiness.pending() {
                 pending if pending.is_empty() => text(StatusCode::OK, "ready\n"),
@@ -65,7 +65,7 @@ impl Doors {
     }
 
     /// 15020.
-    pub fn metrics(&self, request: &Request<Incoming>) -> Response<Body> {
+    pub async fn metrics(self, request: Request<Incoming>) -> Response<Body> {
         match request.uri().path() {
             "/metrics" | "/stats/prometheus" => {
                 let accept = request.headers().get(::http::header::ACCEPT);
@@ -133,11 +133,11 @@ impl Doors {
     }
 
     /// 15000.
-    pub fn admin(&self, request: &Request<Incoming>) -> Response<Body> {
+    pub async fn admin(self, request: Request<Incoming>) -> Response<Body> {
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/") => text(StatusCode::OK, HELP),
-            (_, "/config_dump") => http::json(&dump::config_dump(self)),
-            (_, "/status") => http::json(&dump::status(self)),
+            (_, "/config_dump") => http::json(&dump::config_dump(&self)),
+            (_, "/status") => http::json(&dump::status(&self)),
             (&Method::POST, "/accel") => self.accelerate(request.uri().query().unwrap_or_default()),
             (&Method::POST, "/quitquitquit") => {
                 info!("asked to shut down by the admin server");
