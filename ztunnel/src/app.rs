@@ -30,6 +30,8 @@ use crate::proxy::Shared;
 use crate::sys::memory::{self, Ebb};
 use crate::sys::netns;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::refusals::Refusals;
+use crate::telemetry::standing::Standings;
 use crate::tls::Tls;
 use crate::tls::revocation::Revocations;
 use crate::version;
@@ -78,6 +80,8 @@ pub fn run(env: &impl Env) -> anyhow::Result<()> {
         certs: CertStore::new(Tls { config: config.tunnels.tls, revocations }),
         metrics: Metrics::default(),
         fastpath: FastPath::start(config.fastpath.clone()),
+        refusals: Refusals::default(),
+        standings: Standings::default(),
         config,
     });
     let tasks = LocalSet::new();
@@ -151,7 +155,8 @@ async fn serve(shared: Arc<Shared>, tag: String, demands: mpsc::Receiver<Demand>
         readiness.done(STATE_MANAGER);
         match &shared.config.mode {
             ProxyMode::Shared => {
-                let agent = Agent::new(shared.config.inpod_uds.clone(), pods.clone(), ready);
+                let agent = Agent::new(shared.config.inpod_uds.clone(), pods.clone(), ready)
+                    .told_to(shared.standings.agent.clone());
                 agent.run().await.map_err(anyhow::Error::from)
             }
             ProxyMode::Dedicated(workload) => {
@@ -192,6 +197,7 @@ fn control_plane(
     let client = shared.config.xds.clone().map(|config| {
         let mesh = (shared.mesh.clone(), demands);
         xds::Client::new(config, shared.config.tunnels.tls, mesh, shared.metrics.xds(), synced)
+            .told_to(shared.standings.xds.clone())
     });
     let run = async move {
         match client {

@@ -21,6 +21,7 @@ use crate::proxy::phase::{Phase, PhaseWatch};
 use crate::proxy::socket::{ListenerKind, PodSockets};
 use crate::proxy::{PodContext, Shared};
 use crate::sys::netns::Netns;
+use crate::telemetry::live::Registry;
 use crate::telemetry::metrics::PodGauges;
 use crate::worker::{PodListeners, Workers};
 
@@ -117,6 +118,11 @@ impl Pods {
             service_account: Arc::clone(&info.service_account),
             node: inner.shared.config.node.name.as_deref().map(Arc::from),
         };
+        let live = Registry::new(
+            pod.to_string().into(),
+            inner.shared.metrics.clone(),
+            inner.shared.refusals.clone(),
+        );
         let context = Arc::new(PodContext {
             uid: Arc::clone(uid),
             certs: inner.shared.certs.pod(inner.shared.mesh.clone(), pod.clone()),
@@ -126,6 +132,7 @@ impl Pods {
             keep_source: listeners.iter().all(|listeners| listeners.hbone.transparent),
             shared: Arc::clone(&inner.shared),
             connections: AtomicUsize::new(0),
+            live,
         });
         inner.workers.start(&context, listeners, &watch, &alive);
         info!(pod = %context.pod, level = %eligibility.level, reason = %eligibility.reason, "pod is served");

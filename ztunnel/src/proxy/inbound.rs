@@ -28,7 +28,7 @@ use super::relay::{self, TunnelStream};
 use super::socket::Guarded;
 use super::{Counted, PodProxy, Shared, application_side, observe};
 use crate::hbone::server::{self, Incoming, TunnelPeer};
-use crate::telemetry::connection::{Connection, Ends, turned_away};
+use crate::telemetry::connection::{Connection, Ends};
 
 /// Serves one tunnel to the pod.
 pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
@@ -38,7 +38,7 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let Accepted { socket, peer, local, phase } = accepted;
     let (stream, standing) = match server::accept_tls(socket, &context.certs).await {
         Ok(accepted) => accepted,
-        Err(outcome) => return turned_away(Reporter::Destination, peer, local, &outcome),
+        Err(outcome) => return proxy.live.turned_away(Reporter::Destination, peer, local, &outcome),
     };
     let (revoke, revoked) = context.certs.tls().revocation_watch();
     let tunnel = TunnelPeer { address: peer, local, identity: server::peer_identity(&stream), revoked };
@@ -111,12 +111,12 @@ async fn open(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incoming) -> 
             Ok(accepted) => accepted,
             Err(outcome) => {
                 refuse(&mut respond, &outcome);
-                turned_away(Reporter::Destination, peer.address, peer.local, &outcome);
+                proxy.live.turned_away(Reporter::Destination, peer.address, peer.local, &outcome);
                 return None;
             }
         };
     let ends = shared.mesh.read(|mesh| ends(mesh, shared, &peer, &request, &local, &target));
-    let connection = Connection::open(&shared.metrics, ends, start);
+    let connection = Connection::open(&proxy.live, ends, start);
     let arrival = Arrival {
         local: &local,
         source: peer.address,
@@ -198,6 +198,12 @@ fn ends(
         source_addr: peer.address,
         destination_addr: peer.local,
         authority: Some(request.authority.clone()),
+        original: request
+            .forwarded
+            .host
+            .as_ref()
+            .map(|host| Authority::Host { host: Arc::clone(host), port: request.authority.port() }),
+        target: target.addr,
     }
 }
 

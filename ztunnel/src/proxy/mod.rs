@@ -34,11 +34,14 @@ use ztunnel_core::mesh::Workload;
 
 use crate::certs::{CertStore, PodCerts};
 use crate::config::Config;
-use crate::fastpath::{FastPath, Path};
+use crate::fastpath::FastPath;
 use crate::hbone::pool::TunnelPool;
 use crate::mesh::{LocalPod, SharedMesh};
 use crate::telemetry::connection::Connection;
+use crate::telemetry::live::{Registry, Shard};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::refusals::Refusals;
+use crate::telemetry::standing::Standings;
 use crate::worker::PodListeners;
 use balance::{Balance, Busy, Inbox};
 use permission::Permissions;
@@ -60,6 +63,10 @@ pub struct Shared {
     pub metrics: Metrics,
     /// The fast path.
     pub fastpath: FastPath,
+    /// Who was turned away lately.
+    pub refusals: Refusals,
+    /// How the sessions stand that tell us what to do.
+    pub standings: Standings,
 }
 
 /// One pod, shared by the workers.
@@ -79,8 +86,10 @@ pub struct PodContext {
     pub keep_source: bool,
     /// The node.
     pub shared: Arc<Shared>,
-    /// Open connections.
+    /// Open connections, those too that are still being opened.
     pub connections: AtomicUsize,
+    /// The open connections themselves.
+    pub live: Registry,
 }
 
 /// One pod on one worker.
@@ -90,6 +99,8 @@ pub struct PodProxy {
     pub context: Arc<PodContext>,
     /// Its tunnels.
     pub pool: Rc<TunnelPool>,
+    /// Its open connections.
+    pub live: Arc<Shard>,
     time_waits: TimeWaits,
     balance: Balance,
     /// What its open inbound connections depend on.
@@ -105,7 +116,8 @@ impl PodProxy {
             TunnelPool::new(context.sockets.clone(), Arc::clone(&context.certs), shared.config.tunnels);
         let time_waits = TimeWaits::default();
         let permissions = Rc::default();
-        Rc::new(Self { pool, time_waits, balance, permissions, baggage: RefCell::new(None), context })
+        let live = context.live.shard();
+        Rc::new(Self { pool, live, time_waits, balance, permissions, baggage: RefCell::new(None), context })
     }
 
     /// The `baggage` header that describes `workload`, which is this pod's own.
@@ -122,17 +134,16 @@ impl PodProxy {
 }
 
 /// Asks the kernel what became of our socket towards an application, for the log.
-fn observe(shared: &Shared, connection: &Connection, socket: &TcpStream) -> Path {
-    let path = shared.fastpath.connection(socket.as_fd());
-    connection.set_path(path);
-    path
+fn observe(shared: &Shared, connection: &Connection, socket: &TcpStream) {
+    connection.set_path(shared.fastpath.connection(socket.as_fd()));
 }
 
 /// How to relay from and to an application.
 fn application_side<'a>(shared: &Shared, connection: &Connection, socket: &'a mut TcpStream) -> Side<'a> {
-    let path = observe(shared, connection, socket);
+    let (path, place) = shared.fastpath.locate(socket.as_fd());
+    connection.begin_hop(path, place);
     let reads = if path.two_queues { Reads::UntilEmpty } else { Reads::ShortIsAll };
-    let valve = if path.two_queues { shared.fastpath.valve(socket.as_fd()) } else { None };
+    let valve = place.filter(|_| path.two_queues).map(|place| shared.fastpath.valve(place));
     Side::application(socket, reads, valve)
 }
 

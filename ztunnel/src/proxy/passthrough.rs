@@ -13,7 +13,7 @@ use super::inbound::{Arrival, admit};
 use super::relay::{self, Side};
 use super::socket::Guarded;
 use super::{Counted, PodProxy, application_side, observe};
-use crate::telemetry::connection::{Connection, Ends, turned_away};
+use crate::telemetry::connection::{Connection, Ends};
 
 /// Serves one connection that somebody opened to the pod without HBONE.
 pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
@@ -32,7 +32,8 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let (target, local) = match decided.await {
         Ok(decided) => decided,
         Err(refusal) => {
-            return turned_away(Reporter::Destination, peer, original_dst.0, &Outcome::Refused(refusal));
+            let outcome = Outcome::Refused(refusal);
+            return proxy.live.turned_away(Reporter::Destination, peer, original_dst.0, &outcome);
         }
     };
     let (source, service) = shared.mesh.read(|mesh| {
@@ -50,8 +51,10 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
         source_addr: peer,
         destination_addr: original_dst.0,
         authority: None,
+        original: None,
+        target: target.addr,
     };
-    let connection = Connection::open(&shared.metrics, ends, start);
+    let connection = Connection::open(&proxy.live, ends, start);
     let arrival = Arrival { local: &local, source: peer, target: target.addr, identity: None };
     let permission = proxy.permissions.watch(peer, target.addr, None);
     let ended = match admit(shared, &arrival) {
