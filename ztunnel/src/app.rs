@@ -78,7 +78,7 @@ pub fn run(env: &impl Env) -> anyhow::Result<()> {
     let shared = Arc::new(Shared {
         mesh,
         certs: CertStore::new(Tls { config: config.tunnels.tls, revocations }),
-        metrics: Metrics::default(),
+        metrics: Metrics::new(config.telemetry.series),
         fastpath: FastPath::start(config.fastpath.clone()),
         refusals: Refusals::default(),
         standings: Standings::default(),
@@ -147,6 +147,7 @@ async fn serve(shared: Arc<Shared>, tag: String, demands: mpsc::Receiver<Demand>
             if ebb.is_due(pods.busy()) {
                 memory::release_free();
             }
+            shared.metrics.expire();
         }
     };
     let agent = async {

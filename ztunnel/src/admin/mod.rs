@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The side doors: readiness (15021), metrics (15020), admin (15000, localhost only).
 //!
-//! * [`http`]: a small HTTP/1.1 server for all three.
+//! * [`http`]: a small HTTP/1.1 server for all three. [`encoding`]: what it compresses.
+//! * [`scrape`]: the metrics.
 //! * [`readiness`]: what the node still waits for.
 //! * [`dump`]: `/config_dump` and `/status`.
 
 pub mod dump;
+pub mod encoding;
 pub mod http;
 pub mod readiness;
+mod scrape;
 
 use std::sync::Arc;
 
@@ -18,8 +21,6 @@ use tracing::info;
 
 use crate::inpod::pods::{Pods, Switch};
 use crate::proxy::Shared;
-use crate::telemetry::metrics;
-use crate::tls::revocation::Usage;
 use http::{Body, text};
 use readiness::Readiness;
 
@@ -68,68 +69,11 @@ impl Doors {
     pub async fn metrics(self, request: Request<Incoming>) -> Response<Body> {
         match request.uri().path() {
             "/metrics" | "/stats/prometheus" => {
-                let accept = request.headers().get(::http::header::ACCEPT);
-                let open_metrics = accept
-                    .and_then(|accept| accept.to_str().ok())
-                    .is_some_and(|accept| accept.contains("application/openmetrics-text"));
-                let extra = self.fastpath_metrics() + &self.revocation_metrics();
-                let body = self.shared.metrics.expose(&self.tag, &extra);
-                let kind = if open_metrics {
-                    "application/openmetrics-text;charset=utf-8;version=1.0.0"
-                } else {
-                    "text/plain; charset=utf-8"
-                };
-                http::typed(kind, body)
+                let headers = request.into_parts().0.headers;
+                scrape::answer(self, &headers)
             }
             _ => text(StatusCode::NOT_FOUND, ""),
         }
-    }
-
-    fn revocation_metrics(&self) -> String {
-        let mut out = String::new();
-        let Some(revocations) = &self.shared.certs.tls().revocations else { return out };
-        let name = "istio_crl_policy_rejections";
-        metrics::family(
-            &mut out,
-            name,
-            "counter",
-            "Connections refused or closed because of a revoked certificate.",
-        );
-        for (reporter, usage) in [("source", Usage::Server), ("destination", Usage::Client)] {
-            let count = revocations.rejections(usage);
-            metrics::line(&mut out, format_args!("{name}_total{{reporter=\"{reporter}\"}} {count}"));
-        }
-        out
-    }
-
-    fn fastpath_metrics(&self) -> String {
-        let counters = self.shared.fastpath.status().fastpath;
-        let mut out = String::new();
-        let mut counter = |name: &str, help: &str, value: u64| {
-            metrics::family(&mut out, name, "counter", help);
-            metrics::line(&mut out, format_args!("{name}_total {value}"));
-        };
-        counter("ztunnel_ebpf_connections_paired", "Connections joined in the kernel.", counters.paired);
-        counter("ztunnel_ebpf_connections_unpaired", "Connections that stayed on TCP.", counters.unpaired);
-        counter(
-            "ztunnel_ebpf_redirected_messages",
-            "Messages that took the fast path.",
-            counters.redirected_messages,
-        );
-        counter("ztunnel_ebpf_redirected_bytes", "Bytes that took the fast path.", counters.redirected_bytes);
-        metrics::family(
-            &mut out,
-            "ztunnel_ebpf_passed_messages",
-            "counter",
-            "Messages that took TCP, by reason.",
-        );
-        for (reason, count) in &counters.passed {
-            metrics::line(
-                &mut out,
-                format_args!("ztunnel_ebpf_passed_messages_total{{reason=\"{reason}\"}} {count}"),
-            );
-        }
-        out
     }
 
     /// 15000.

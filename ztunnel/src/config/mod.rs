@@ -3,13 +3,14 @@
 //!
 //! * [`mod@env`]: the environment. * [`proxy_config`]: Istio's mesh configuration.
 //! * [`mode`], [`threads`]: whom we serve, and with how many threads.
-//! * [`control_plane`], [`ca`], [`xds`]: the servers of the control plane.
+//! * [`control_plane`], [`ca`], [`xds`]: the servers of the control plane. [`telemetry`]: what is reported.
 
 pub mod ca;
 pub mod control_plane;
 pub mod env;
 pub mod mode;
 pub mod proxy_config;
+pub mod telemetry;
 mod threads;
 pub mod xds;
 
@@ -25,6 +26,7 @@ pub use env::ConfigError;
 use env::{Env, boolean, duration, number, parsed};
 pub use mode::ProxyMode;
 use proxy_config::ProxyConfig;
+use telemetry::TelemetryConfig;
 use xds::XdsConfig;
 
 /// All settings.
@@ -54,6 +56,8 @@ pub struct Config {
     pub workers: usize,
     /// `AUTHZ_POLICY_INFO_LOGGING`: what policies decide is logged at level info, not debug.
     pub log_policies: bool,
+    /// Metrics and access log.
+    pub telemetry: TelemetryConfig,
     /// How long connections may go on after a stop was asked for.
     pub drain_deadline: Duration,
     /// The fast path.
@@ -178,6 +182,7 @@ impl Config {
             inpod_uds: path(env, "INPOD_UDS", "/var/run/ztunnel/ztunnel.sock"),
             workers: threads::read(env, &proxy)?,
             log_policies: parsed(env, "AUTHZ_POLICY_INFO_LOGGING", false, boolean)?,
+            telemetry: telemetry::read(env)?,
             drain_deadline: drain_deadline(env)?,
             fastpath: fastpath_config(env)?,
             mode,
@@ -351,6 +356,10 @@ mod tests {
             ("EBPF_MAX_CONNECTIONS", "1048577"),
             ("EBPF_MAX_CONNECTIONS", "many"),
             ("EBPF_DEBUG", "yes"),
+            ("METRICS_LABELS", "reporter,port"),
+            ("METRICS_MAX_SERIES", "0"),
+            ("METRICS_IDLE_TIMEOUT", "soon"),
+            ("ACCESS_LOG_OPENED", "1"),
             ("ZTUNNEL_WORKER_THREADS", "101%"),
             ("IPV6_ENABLED", "1"),
             ("CONNECTION_TERMINATION_DEADLINE", "soon"),

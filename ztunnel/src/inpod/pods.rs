@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 use ztunnel_core::addr::{INBOUND_HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT};
@@ -187,6 +188,11 @@ impl Pods {
         }
         // The cut takes no longer than dropping sockets does.
         drop(tokio::time::timeout(CUT_TIMEOUT, ended.recv()).await);
+    }
+
+    /// The runtimes that carry their traffic.
+    pub fn runtimes(&self) -> &[Handle] {
+        self.0.workers.runtimes()
     }
 
     /// Connections, streams and tunnels that are open.

@@ -13,7 +13,7 @@ use std::fmt;
 use std::io;
 
 pub use self::access::{AccessEntry, Datapath, Event, Party};
-pub use self::labels::{Facts, Labels, Reporter, Security};
+pub use self::labels::{Facts, LabelFilter, Labels, Reporter, Security};
 
 use crate::hbone::ConnectRefusal;
 use crate::route::Refusal;
@@ -41,6 +41,18 @@ pub enum Flag {
 }
 
 impl Flag {
+    /// Every flag, in the order of their numbers.
+    pub const ALL: [Self; 8] = [
+        Self::None,
+        Self::Deny,
+        Self::Connect,
+        Self::TlsFailure,
+        Self::H2HandshakeFailure,
+        Self::NetworkPolicy,
+        Self::IdentityError,
+        Self::CertRevoked,
+    ];
+
     /// The flag as a label value.
     pub fn as_str(self) -> &'static str {
         match self {

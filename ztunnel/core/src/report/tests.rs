@@ -185,6 +185,66 @@ destination_zone=unknown
 }
 
 #[test]
+fn names_flags_and_places_are_in_the_order_of_the_contract() {
+    let workload = workload("web");
+    let labels = Labels::new(&Facts { source: Some(&workload), ..Facts::new(Reporter::Source) });
+    assert!(labels.iter().map(|(name, _)| name).eq(labels::NAMES));
+    for (number, flag) in Flag::ALL.into_iter().enumerate() {
+        assert_eq!(flag as usize, number);
+    }
+}
+
+#[test]
+fn labels_that_are_not_wanted_tell_nothing_apart() {
+    let (front, back, service) = (workload("front"), workload("back"), service());
+    let of = |source: &Workload| {
+        let facts = Facts {
+            source: Some(source),
+            destination: Some(&back),
+            service: Some(&service),
+            security: Security::MutualTls,
+            ..Facts::new(Reporter::Source)
+        };
+        Labels::new(&facts)
+    };
+    let filter: LabelFilter = " destination_service_name,source_version ,destination_region".parse().unwrap();
+    let kept = of(&front).only(filter);
+    assert_eq!(kept, of(&back).only(filter));
+    let said: Vec<String> = kept.kept(filter).map(|(name, value)| format!("{name}={value}")).collect();
+    let expected =
+        ["reporter=source", "source_version=v1", "destination_service_name=web", "response_flags=-"];
+    assert_eq!(said[..4], expected);
+    assert_eq!(said[4..], ["destination_region=eu"]);
+
+    assert_eq!("".parse(), Ok(LabelFilter::ALL));
+    assert_eq!(of(&front).only(LabelFilter::ALL), of(&front));
+    assert_ne!(of(&front), of(&back));
+    let error = "reporter,port".parse::<LabelFilter>().unwrap_err().to_string();
+    assert!(
+        error.starts_with("there is no label `port`; expected a list") && error.contains("source_zone"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_overflows_is_told_apart_by_our_own_side_alone() {
+    let (front, back) = (workload("front"), workload("back"));
+    let of = |reporter, source, destination| {
+        let facts = Facts { source: Some(source), destination: Some(destination), ..Facts::new(reporter) };
+        print(&Labels::new(&facts).overflow())
+    };
+    let outbound = of(Reporter::Source, &front, &back);
+    assert!(outbound.contains("source_workload=front") && outbound.contains("destination_workload=overflow"));
+    assert!(outbound.contains("destination_principal=unknown"), "{outbound}");
+    let inbound = of(Reporter::Destination, &front, &back);
+    assert!(inbound.contains("source_workload=overflow") && inbound.contains("destination_workload=back"));
+    let all = |source| {
+        Labels::new(&Facts { source: Some(source), ..Facts::new(Reporter::Source) }).overflow_of_all()
+    };
+    assert_eq!(all(&front), all(&back));
+}
+
+#[test]
 fn what_is_not_known_is_unknown_and_has_no_locality() {
     let labels = Labels::new(&Facts::new(Reporter::Destination));
     let known: Vec<_> = labels.iter().filter(|(_, value)| *value != "unknown").collect();
