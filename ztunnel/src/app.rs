@@ -29,6 +29,7 @@ use crate::mesh::SharedMesh;
 use crate::proxy::Shared;
 use crate::sys::memory::{self, Ebb};
 use crate::sys::netns;
+use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::refusals::Refusals;
 use crate::telemetry::standing::Standings;
@@ -54,6 +55,9 @@ const EBB_INTERVAL: Duration = Duration::from_secs(10);
 pub fn run(env: &impl Env) -> anyhow::Result<()> {
     info!("{}", version::describe());
     let config = Config::from_env(env)?;
+    if config.telemetry.log_opened {
+        log::log_opened();
+    }
     raise_file_limit();
     if config.mode == ProxyMode::Shared {
         netns::remember_home()

@@ -4,11 +4,12 @@
 //! * [`http`]: a small HTTP/1.1 server for all three. [`encoding`]: what it compresses.
 //! * [`scrape`]: the metrics.
 //! * [`readiness`]: what the node still waits for.
-//! * [`dump`]: `/config_dump` and `/status`.
+//! * [`dump`]: `/config_dump` and `/status`. [`logging`]: `/logging`.
 
 pub mod dump;
 pub mod encoding;
 pub mod http;
+mod logging;
 pub mod readiness;
 mod scrape;
 
@@ -31,8 +32,7 @@ pub const METRICS_PORT: u16 = 15020;
 /// On all addresses.
 pub const READINESS_PORT: u16 = 15021;
 
-const HELP: &str =
-    "GET  /config_dump\nGET  /status\nPOST /accel?state=on|off[&pod=namespace/name]\nPOST /quitquitquit\n";
+const HELP: &str = "GET  /config_dump\nGET  /status\nPOST /logging?level=...\nPOST /accel?state=on|off[&pod=namespace/name]\nPOST /quitquitquit\n";
 
 /// What the side doors look at.
 #[derive(Debug, Clone)]
@@ -82,6 +82,7 @@ impl Doors {
             (&Method::GET, "/") => text(StatusCode::OK, HELP),
             (_, "/config_dump") => http::json(&dump::config_dump(&self)),
             (_, "/status") => http::json(&dump::status(&self)),
+            (method, "/logging") => logging::answer(method, request.uri().query().unwrap_or_default()),
             (&Method::POST, "/accel") => self.accelerate(request.uri().query().unwrap_or_default()),
             (&Method::POST, "/quitquitquit") => {
                 info!("asked to shut down by the admin server");

@@ -82,6 +82,7 @@ impl Ends {
     fn entry(&self) -> AccessEntry<'_> {
         let mut entry = AccessEntry::opened(&self.facts(), self.source_addr, self.destination_addr);
         entry.hbone_addr = self.authority.as_ref();
+        entry.opening = log::opening();
         entry
     }
 }

@@ -142,6 +142,8 @@ pub struct AccessEntry<'a> {
     pub error: Option<&'a str>,
     /// Which way the bytes took.
     pub path: Option<Datapath<'a>>,
+    /// How much it matters that a connection opens.
+    pub opening: LogLevel,
 }
 
 /// One field's value, with the encoding it needs.
@@ -171,6 +173,7 @@ impl<'a> AccessEntry<'a> {
             duration: None,
             error: Some(error),
             path: None,
+            opening: LogLevel::Debug,
         }
     }
 
@@ -195,7 +198,7 @@ impl<'a> AccessEntry<'a> {
     /// How much the line matters.
     pub fn level(&self) -> LogLevel {
         match (self.event, self.error) {
-            (Event::Opened, _) => LogLevel::Debug,
+            (Event::Opened, _) => self.opening,
             (Event::Failed, _) => LogLevel::Warn,
             (Event::Complete, None) => LogLevel::Info,
             (Event::Complete, Some(_)) => LogLevel::Error,

@@ -4,10 +4,11 @@
 //! [`Outcome`] is the single table from anything that can end a connection to what the peer, the metrics
 //! and the operator are told. The texts are a contract: people grep for them.
 //!
-//! Next: [`labels`] for metrics, [`access`] for the log.
+//! Next: [`labels`] for metrics, [`access`] for the log. [`levels`]: which lines of the log are wanted.
 
 pub mod access;
 pub mod labels;
+pub mod levels;
 
 use std::fmt;
 use std::io;

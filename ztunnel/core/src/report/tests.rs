@@ -4,7 +4,7 @@
 use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::access::{Bytes, Timestamp};
+use super::access::{Bytes, LogLevel, Timestamp};
 use super::labels::escape;
 use super::*;
 use crate::hbone::{Baggage, baggage};
@@ -295,6 +295,9 @@ fn a_complete_connection_is_one_line() {
     let stamp = "2023-11-14T22:13:20.000042Z";
     assert_eq!(entry.text(at()), format!("{stamp}\tdebug\taccess\tconnection opened\t{ends}"));
 
+    entry.opening = LogLevel::Info;
+    assert_eq!(entry.text(at()), format!("{stamp}\tinfo\taccess\tconnection opened\t{ends}"));
+
     entry.event = Event::Complete;
     entry.bytes = Some(Bytes { sent: 12, received: 34 });
     entry.duration = Some(Duration::from_micros(5_999));
@@ -313,6 +316,39 @@ fn a_complete_connection_is_one_line() {
     assert!(
         entry.text(at()).ends_with(r#" error="send: \"x\"\n" path=tcp path.reason=not_qualified"#),
         "{entry}"
+    );
+}
+
+#[test]
+fn a_denied_connection_names_both_ends_and_the_policy() {
+    let (source, destination) = (workload("front"), workload("web"));
+    let principal = source.identity();
+    let facts = Facts {
+        source: Some(&source),
+        destination: Some(&destination),
+        source_principal: Some(&principal),
+        security: Security::MutualTls,
+        ..Facts::new(Reporter::Destination)
+    };
+    let authority = "10.0.0.2:8080".parse().unwrap();
+    let error = Outcome::Denied("explicitly denied by: shop/no-front".into()).to_string();
+    let mut entry =
+        AccessEntry::opened(&facts, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:15008".parse().unwrap());
+    entry.hbone_addr = Some(&authority);
+    entry.event = Event::Complete;
+    entry.bytes = Some(Bytes::default());
+    entry.duration = Some(Duration::ZERO);
+    entry.error = Some(&error);
+    assert_eq!(
+        entry.text(at()),
+        "2023-11-14T22:13:20.000042Z\terror\taccess\tconnection complete\t\
+         src.addr=10.0.0.1:4000 src.workload=\"front-7d9f\" src.namespace=\"shop\" \
+         src.identity=\"spiffe://cluster.local/ns/shop/sa/front\" src.cluster=\"c1\" \
+         dst.addr=10.0.0.2:15008 dst.hbone_addr=10.0.0.2:8080 \
+         dst.workload=\"web-7d9f\" dst.namespace=\"shop\" \
+         dst.identity=\"spiffe://cluster.local/ns/shop/sa/web\" dst.cluster=\"c1\" direction=\"inbound\" \
+         bytes_sent=0 bytes_recv=0 duration=\"0ms\" \
+         error=\"connection closed due to policy rejection: explicitly denied by: shop/no-front\""
     );
 }
 
