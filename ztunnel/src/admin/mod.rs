@@ -80,7 +80,7 @@ impl Doors {
     pub async fn admin(self, request: Request<Incoming>) -> Response<Body> {
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/") => text(StatusCode::OK, HELP),
-            (_, "/config_dump") => http::json(&dump::config_dump(&self)),
+            (_, "/config_dump") => dump::config_dump(self),
             (_, "/status") => http::json(&dump::status(&self)),
             (method, "/logging") => logging::answer(method, request.uri().query().unwrap_or_default()),
             (&Method::POST, "/accel") => self.accelerate(request.uri().query().unwrap_or_default()),

@@ -39,6 +39,7 @@ struct Inner {
     workers: Workers,
     gauges: PodGauges,
     served: Mutex<BTreeMap<Uid, Served>>,
+    pending: Mutex<BTreeMap<Uid, PodInfo>>,
     /// The sender is cloned into every worker's task of every pod: when all clones are gone, everything has ended.
     /// Empty once a drain has begun: no pod is started any more.
     alive: Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>,
@@ -76,7 +77,8 @@ impl Pods {
     /// No pods yet.
     pub fn new(shared: Arc<Shared>, workers: Workers, gauges: PodGauges) -> Self {
         let alive = Mutex::new(Some(mpsc::channel(1)));
-        Self(Arc::new(Inner { shared, workers, gauges, served: Mutex::default(), alive }))
+        let (served, pending) = Default::default();
+        Self(Arc::new(Inner { shared, workers, gauges, served, pending, alive }))
     }
 
     /// Starts the proxy of one pod: its listeners are bound when this returns.
@@ -165,9 +167,20 @@ impl Pods {
         self.0.gauges.stopped();
     }
 
-    /// How many pods could not be started yet.
-    pub fn pending(&self, count: usize) {
-        self.0.gauges.pending(count);
+    /// The pods that could not be started yet.
+    pub fn pending(&self, pods: BTreeMap<Uid, PodInfo>) {
+        self.0.gauges.pending(pods.len());
+        *self.0.pending.lock() = pods;
+    }
+
+    /// The same, as last told.
+    pub fn all_pending(&self) -> BTreeMap<Uid, PodInfo> {
+        self.0.pending.lock().clone()
+    }
+
+    /// The pods that are served, with their connections.
+    pub fn contexts(&self) -> Vec<Arc<PodContext>> {
+        self.0.served.lock().values().map(|served| Arc::clone(&served.context)).collect()
     }
 
     /// Stops accepting everywhere, and lets open connections finish. Returns when all have, or were cut at `deadline`.
