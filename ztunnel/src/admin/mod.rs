@@ -4,12 +4,13 @@
 //! * [`http`]: a small HTTP/1.1 server for all three. [`encoding`]: what it compresses.
 //! * [`scrape`]: the metrics.
 //! * [`readiness`]: what the node still waits for.
-//! * [`dump`]: `/config_dump` and `/status`. [`logging`]: `/logging`.
+//! * [`dump`]: `/config_dump` and `/status`. [`logging`]: `/logging`. [`profiles`]: `/debug/pprof`.
 
 pub mod dump;
 pub mod encoding;
 pub mod http;
 mod logging;
+mod profiles;
 pub mod readiness;
 mod scrape;
 
@@ -83,6 +84,9 @@ impl Doors {
             (_, "/config_dump") => dump::config_dump(self),
             (_, "/status") => http::json(&dump::status(&self)),
             (method, "/logging") => logging::answer(method, request.uri().query().unwrap_or_default()),
+            (_, "/debug/pprof/profile") => profiles::cpu(request.uri().query().unwrap_or_default()).await,
+            (_, "/debug/pprof/heap") => profiles::heap(),
+            (_, "/debug/pprof/heap/profiling") => profiles::switch(request.uri().query().unwrap_or_default()),
             (&Method::POST, "/accel") => self.accelerate(request.uri().query().unwrap_or_default()),
             (&Method::POST, "/quitquitquit") => {
                 info!("asked to shut down by the admin server");
