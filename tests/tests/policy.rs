@@ -3,6 +3,7 @@
 //! nobody else notices.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+#![expect(clippy::print_stdout, reason = "the measured times are shown")]
 
 use std::io::{ErrorKind, Read as _};
 use std::net::SocketAddr;
