@@ -80,6 +80,18 @@ pub fn in_every_mode_alone(
     each(build, |_| Ok(()), |mesh, ()| scenario(mesh))
 }
 
+/// As [`in_every_mode_with`], where only the scenario's own checks count.
+///
+/// # Errors
+/// A run failed, or a mode is not in effect.
+pub fn in_every_mode_alone_with<T>(
+    build: impl Fn() -> MeshBuilder,
+    prepare: impl Fn(&Mesh) -> Result<T>,
+    scenario: impl Fn(&Mesh, &T) -> Result<()>,
+) -> Result<()> {
+    each(build, prepare, scenario)
+}
+
 fn each<T>(
     build: impl Fn() -> MeshBuilder,
     prepare: impl Fn(&Mesh) -> Result<T>,
