@@ -27,9 +27,14 @@ pub fn config_dump(doors: &Doors) -> Value {
     policies.sort_unstable_by_key(|policy| policy.key());
     let certificates: Vec<Value> =
         doors.shared.certs.all().iter().map(|(identity, state)| certificate(identity, state)).collect();
-    let pods: serde_json::Map<String, Value> = doors
-        .pods
-        .status()
+    let pods = doors.pods.status();
+    // Ours: istioctl leaves it alone.
+    let unknown: serde_json::Map<String, Value> = pods
+        .iter()
+        .filter(|pod| !pod.unknown_policies.is_empty())
+        .map(|pod| (format!("{}/{}", pod.namespace, pod.name), json!(pod.unknown_policies)))
+        .collect();
+    let pods: serde_json::Map<String, Value> = pods
         .into_iter()
         .map(|pod| {
             let info = json!({
@@ -42,6 +47,7 @@ pub fn config_dump(doors: &Doors) -> Value {
         "certificates": certificates,
         "policies": policies,
         "services": services,
+        "unknownPolicies": unknown,
         "version": { "version": version::VERSION },
         "workloads": workloads,
     });
@@ -61,6 +67,7 @@ pub fn status(doors: &Doors) -> Value {
         "self_test": fastpath.self_test,
         "fastpath": fastpath.fastpath,
         "revocation": doors.shared.certs.tls().revocations.as_ref().map(Revocations::status),
+        "unknown_policy_connections": doors.shared.unknown_policies.counts(),
         "pods": doors.pods.status(),
     })
 }

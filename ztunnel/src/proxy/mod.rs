@@ -5,7 +5,7 @@
 //! * [`outbound`]: ③ opens the next hop that the core chose (② is [`ztunnel_core::route::outbound`]).
 //! * [`inbound`]: serves one CONNECT of a tunnel. * [`passthrough`]: serves one plaintext connection.
 //! * [`balance`]: which worker serves a new tunnel.
-//! * [`permission`]: what admitted a connection must go on to admit it.
+//! * [`permission`]: what admitted a connection must go on to admit it. * [`unknown`]: policies that have not arrived.
 //! * [`relay`]: ⑥ how bytes flow and how a connection ends. * [`splice`]: bulk between two TCP sockets.
 //! * [`socket`]: the sockets themselves. * [`time_wait`]: what they leave behind. * [`phase`]: the end of a pod.
 
@@ -20,6 +20,7 @@ pub mod relay;
 pub mod socket;
 mod splice;
 pub mod time_wait;
+pub mod unknown;
 
 use std::cell::RefCell;
 use std::os::fd::AsFd as _;
@@ -46,6 +47,7 @@ use phase::PhaseWatch;
 use relay::{Reads, Side};
 use socket::PodSockets;
 use time_wait::TimeWaits;
+use unknown::UnknownPolicies;
 
 /// What every pod of the node shares.
 #[derive(Debug)]
@@ -58,6 +60,8 @@ pub struct Shared {
     pub certs: CertStore,
     /// All counters.
     pub metrics: Metrics,
+    /// Policies that pods name and that have not arrived.
+    pub unknown_policies: UnknownPolicies,
     /// The fast path.
     pub fastpath: FastPath,
 }
@@ -167,8 +171,16 @@ pub async fn serve_pod(
     let PodListeners { outbound, plaintext, hbone } = listeners;
     let serve = async {
         tokio::join!(
-            accept::serve(&proxy, outbound, None, &phase, outbound::serve),
-            accept::serve(&proxy, plaintext, None, &phase, passthrough::serve),
+            async {
+                if let Some(outbound) = outbound {
+                    accept::serve(&proxy, outbound, None, &phase, outbound::serve).await;
+                }
+            },
+            async {
+                if let Some(plaintext) = plaintext {
+                    accept::serve(&proxy, plaintext, None, &phase, passthrough::serve).await;
+                }
+            },
             accept::serve(&proxy, hbone, Some(inbox), &phase, inbound::serve),
         )
     };
