@@ -113,7 +113,7 @@ impl RawPeer {
     ///
     /// # Errors
     /// Nothing came in time.
-    pub fn next(&mut self) -> Result<Option<Frame>> {
+    pub fn next_frame(&mut self) -> Result<Option<Frame>> {
         loop {
             if let Some(frame) = Frame::take(&mut self.received) {
                 let answer = match frame.kind {
@@ -143,7 +143,7 @@ impl RawPeer {
         let deadline = Instant::now() + LIMIT;
         let mut passed = Vec::new();
         while Instant::now() < deadline {
-            match self.next().with_context(|| format!("waiting for {what}, after {passed:?}"))? {
+            match self.next_frame().with_context(|| format!("waiting for {what}, after {passed:?}"))? {
                 Some(frame) if wanted(&frame) => return Ok(frame),
                 Some(frame) => passed.push(frame),
                 None => bail!("the connection ended instead of {what}, after {passed:?}"),
@@ -221,7 +221,7 @@ impl RawPeer {
         let deadline = Instant::now() + LIMIT;
         let mut said = None;
         while Instant::now() < deadline {
-            match self.next()? {
+            match self.next_frame()? {
                 None => return Ok(said),
                 Some(frame) if frame.kind == Kind::GoAway => said = frame.number(4),
                 Some(_) => {}
