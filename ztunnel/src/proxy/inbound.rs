@@ -4,6 +4,7 @@
 //!
 //! Nothing is answered before the application is connected: 200 means that it is there.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -125,7 +126,11 @@ async fn open(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incoming) -> 
     };
     let permission = proxy.permissions.watch(peer.address, target.addr, peer.identity.as_ref());
     let connected = match admit(shared, &arrival) {
-        Ok(()) => deliver(&proxy, &peer, &target).await,
+        Ok(()) => tokio::select! {
+            connected = deliver(&proxy, &peer, &target) => connected,
+            // What nobody waits for any more must not cost a socket until the application answers.
+            () = given_up(&mut respond) => Err(Outcome::Io("the peer gave up before the application answered".into())),
+        },
         Err(denied) => Err(denied),
     };
     let application = match connected {
@@ -205,6 +210,11 @@ async fn deliver(proxy: &PodProxy, peer: &TunnelPeer, target: &InboundTarget) ->
     let source = proxy.context.keep_source.then_some(peer.address.ip());
     let connected = proxy.context.sockets.deliver(target.addr, source).await;
     connected.map_err(|error| Outcome::connect_failed(&error, Leg::Plain))
+}
+
+/// Ready once the peer has reset the stream, or the tunnel is gone.
+async fn given_up(respond: &mut SendResponse<Bytes>) {
+    drop(poll_fn(|cx| respond.poll_reset(cx)).await);
 }
 
 /// A connection that asks to be let in.
