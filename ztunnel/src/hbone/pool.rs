@@ -188,11 +188,13 @@ impl TunnelPool {
                 Err(Asked::Full) => attempt -= 1,
                 // The peer says that it has not looked at the request (RFC 9113, section 8.7), or the tunnel was
                 // dead before the request was written: another tunnel may carry it, no byte is sent twice.
-                Err(Asked::Unprocessed(error)) if attempt < ATTEMPTS => {
-                    debug!(%error, to = %hop.addr, "tunnel is gone, trying another");
+                Err(Asked::Unprocessed(error)) => {
                     self.retire(id);
+                    if attempt == ATTEMPTS {
+                        return Err(http2(error.to_string()));
+                    }
+                    debug!(%error, to = %hop.addr, "tunnel is gone, trying another");
                 }
-                Err(Asked::Unprocessed(error)) => return Err(http2(error.to_string())),
                 Err(Asked::Failed(failure)) => {
                     // What is wrong with the whole tunnel says more.
                     return Err(match &*stage.borrow() {
