@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::step::Count;
-use crate::{count, ebpf, fuzz, host, show, step, tidy};
+use crate::{count, ebpf, envoy, fuzz, host, show, step, tidy};
 
 /// No single stage may take longer: a hanging test must not eat the whole run.
 const STAGE_LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -109,7 +109,7 @@ impl Run {
             return;
         }
         self.stage("scenarios in namespaces", |_| {
-            if let Err(error) = host::install_tools() {
+            if let Err(error) = host::install_tools().and_then(|()| envoy::install()) {
                 return (Count::default(), Err(error));
             }
             // Namespaces, cgroups and the fast path belong to the whole machine: one test at a time.

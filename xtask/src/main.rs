@@ -3,7 +3,7 @@
 //!
 //! Map, in reading order: [`host`] knows this machine (folders, root, missing tools), [`step`] runs one
 //! command and says how it went, [`ebpf`] builds the kernel programs, [`checks`] holds `test` and `ci`, [`count`]
-//! counts instructions, [`fuzz`] feeds the parsers, [`show`] hands over to `demo` and `bench`, [`tidy`] reads the sources for the rules of this house.
+//! counts instructions, [`fuzz`] feeds the parsers, [`envoy`] has one for the tests, [`show`] hands over to `demo` and `bench`, [`tidy`] reads the sources for the rules of this house.
 //!
 //! Nothing of the product is a dependency of this crate, so it builds in seconds.
 
@@ -19,6 +19,7 @@ use clap::{Parser, Subcommand};
 mod checks;
 mod count;
 mod ebpf;
+mod envoy;
 mod fuzz;
 mod host;
 mod show;
