@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -48,27 +48,6 @@ struct Served {
     context: Arc<PodContext>,
     phase: watch::Sender<Phase>,
     eligibility: Eligibility,
-}
-
-/// What the admin server shows of a pod.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct PodStatus {
-    /// The node agent's id.
-    pub uid: String,
-    /// Pod name.
-    pub name: String,
-    /// Kubernetes namespace.
-    pub namespace: String,
-    /// Service account.
-    pub service_account: String,
-    /// Kernel id of the network namespace.
-    pub netns_cookie: u64,
-    /// Fast-path level: off, half or full.
-    pub level: String,
-    /// Why that level.
-    pub reason: String,
-    /// Open connections.
-    pub connections: usize,
 }
 
 impl Pods {
@@ -195,9 +174,14 @@ impl Pods {
     }
 
     /// The pods, by the node agent's id.
-    pub fn status(&self) -> Vec<PodStatus> {
+    pub fn contexts(&self) -> Vec<Arc<PodContext>> {
+        self.0.served.lock().values().map(|served| Arc::clone(&served.context)).collect()
+    }
+
+    /// The same, and how far the kernel carries their bytes.
+    pub fn served(&self) -> Vec<(Arc<PodContext>, Eligibility)> {
         let served = self.0.served.lock();
-        served.values().map(Served::status).collect()
+        served.values().map(|served| (Arc::clone(&served.context), served.eligibility)).collect()
     }
 
     /// Switches the fast path of one pod, named `namespace/name`. `false`: no such pod is served.
@@ -217,22 +201,6 @@ pub enum Switch {
     On,
     /// Everything takes TCP.
     Off,
-}
-
-impl Served {
-    fn status(&self) -> PodStatus {
-        let pod = &self.context.pod;
-        PodStatus {
-            uid: self.context.uid.to_string(),
-            name: pod.name.to_string(),
-            namespace: pod.namespace.to_string(),
-            service_account: pod.service_account.to_string(),
-            netns_cookie: self.context.netns_cookie,
-            level: self.eligibility.level.to_string(),
-            reason: self.eligibility.reason.to_string(),
-            connections: self.context.connections.load(Ordering::Relaxed),
-        }
-    }
 }
 
 fn bind(sockets: &PodSockets) -> io::Result<PodListeners> {
