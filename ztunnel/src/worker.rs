@@ -21,12 +21,27 @@ use crate::proxy::{self, PodContext};
 /// The listeners of one pod for one worker.
 #[derive(Debug)]
 pub struct PodListeners {
-    /// 15001.
-    pub outbound: Listener,
-    /// 15006.
-    pub plaintext: Listener,
+    /// 15001; `None`: nothing that the pod sends is redirected.
+    pub outbound: Option<Listener>,
+    /// 15006; `None`: nothing that it receives is.
+    pub plaintext: Option<Listener>,
     /// 15008.
     pub hbone: Listener,
+}
+
+impl PodListeners {
+    /// The same listeners for another worker.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let clone = |listener: &Option<Listener>| listener.as_ref().map(Listener::try_clone).transpose();
+        Ok(Self {
+            outbound: clone(&self.outbound)?,
+            plaintext: clone(&self.plaintext)?,
+            hbone: self.hbone.try_clone()?,
+        })
+    }
 }
 
 /// A pod that a worker is to serve.
@@ -88,6 +103,23 @@ impl Workers {
             if worker.send(Start { context, listeners, balance, phase, alive }).is_err() {
                 error!("a worker thread is gone");
             }
+        }
+    }
+}
+
+impl Workers {
+    /// Has one worker serve a pod alone.
+    pub fn start_alone(
+        &self,
+        context: &Arc<PodContext>,
+        listeners: PodListeners,
+        phase: &PhaseWatch,
+        alive: &mpsc::Sender<()>,
+    ) {
+        let (context, phase, alive) = (Arc::clone(context), phase.clone(), alive.clone());
+        let start = Start { context, listeners, balance: Balance::alone(&self.loads), phase, alive };
+        if self.threads.first().is_none_or(|worker| worker.send(start).is_err()) {
+            error!("a worker thread is gone");
         }
     }
 }

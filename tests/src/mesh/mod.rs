@@ -73,12 +73,7 @@ impl MeshBuilder {
         // Before a namespace is made: without a binary there is nothing to do.
         crate::ztunnel_binary()?;
         let mesh = self.build()?;
-        for node in mesh.nodes() {
-            node.launch()?;
-        }
-        for node in mesh.nodes() {
-            node.wait_ready(crate::node::PATIENCE)?;
-        }
+        mesh.launch()?;
         Ok(mesh)
     }
 
@@ -185,6 +180,15 @@ impl Mesh {
     #[must_use]
     pub fn builder() -> MeshBuilder {
         MeshBuilder { mode: Mode::Off, environment: BTreeMap::new(), pods: Vec::new(), policies: Vec::new() }
+    }
+
+    /// Starts a ztunnel on every node, and waits until all are ready.
+    ///
+    /// # Errors
+    /// A ztunnel does not become ready.
+    pub fn launch(&self) -> Result<()> {
+        self.nodes().try_for_each(Node::launch)?;
+        self.nodes().try_for_each(|node| node.wait_ready(crate::node::PATIENCE))
     }
 
     /// What everything of this mesh is called on this machine.

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::Serialize;
-use ztunnel_core::authz::{self, Because, Facts};
+use ztunnel_core::authz::{self, Because, Facts, Unknown};
 use ztunnel_core::mesh::{Action, Mesh, Scope, Workload};
 use ztunnel_core::report::access::Timestamp;
 use ztunnel_core::report::{Flag, Reporter};
 
 use super::connections::{Party, name};
-use crate::mesh::SharedMesh;
+use crate::proxy::Shared;
 use crate::telemetry::refusals::Refusal;
 
 /// What a denied CONNECT is answered.
@@ -61,13 +61,14 @@ pub struct Denial {
 }
 
 /// The refusals of one pod, or of all, with the policies that explain them.
-pub fn list(mesh: &SharedMesh, refusals: Vec<Refusal>, pod: Option<&str>) -> Vec<Denial> {
+pub fn list(shared: &Shared, refusals: Vec<Refusal>, pod: Option<&str>) -> Vec<Denial> {
+    let unknown = shared.config.unknown_policies;
     let now = SystemTime::now();
     let mut allowing = HashMap::new();
     let wanted = refusals.into_iter().filter(|refusal| pod.is_none_or(|pod| *refusal.pod == *pod));
     wanted
         .map(|refusal| {
-            let verdict = mesh.read(|mesh| verdict(mesh, &refusal, &mut allowing));
+            let verdict = shared.mesh.read(|mesh| verdict(mesh, &refusal, unknown, &mut allowing));
             denial(refusal, verdict, now)
         })
         .collect()
@@ -76,7 +77,12 @@ pub fn list(mesh: &SharedMesh, refusals: Vec<Refusal>, pod: Option<&str>) -> Vec
 /// What the policies say, and those of them that would have to let somebody in.
 type Verdict = Option<(Because, Vec<String>)>;
 
-fn verdict(mesh: &Mesh, refusal: &Refusal, allowing: &mut HashMap<Arc<str>, Vec<String>>) -> Verdict {
+fn verdict(
+    mesh: &Mesh,
+    refusal: &Refusal,
+    unknown: Unknown,
+    allowing: &mut HashMap<Arc<str>, Vec<String>>,
+) -> Verdict {
     let told = refusal.reporter == Reporter::Source && refusal.error.contains(&UNAUTHORIZED.to_string());
     if refusal.flag != Flag::Deny && !told {
         return None;
@@ -88,7 +94,7 @@ fn verdict(mesh: &Mesh, refusal: &Refusal, allowing: &mut HashMap<Arc<str>, Vec<
         dst: refusal.target,
         identity: refusal.source_identity.as_ref(),
     };
-    let because = authz::evaluate(mesh, &facts).because;
+    let because = authz::evaluate(mesh, &facts, unknown).because;
     let policies = match because {
         Because::NotAllowed => {
             let known = allowing.entry(Arc::clone(&destination.uid));
@@ -120,9 +126,7 @@ fn allow_policies(mesh: &Mesh, workload: &Workload) -> Vec<String> {
 fn denial(refusal: Refusal, verdict: Verdict, now: SystemTime) -> Denial {
     let (because, allow_policies) = verdict.map_or((None, Vec::new()), |(because, all)| (Some(because), all));
     // One who is allowed by now was refused by a policy that is gone: to name another would mislead.
-    let denies = because
-        .as_ref()
-        .filter(|because| !matches!(because, Because::AllowedBy(_) | Because::NoAllowPolicies));
+    let denies = because.as_ref().filter(|because| !because.allows());
     Denial {
         pod: refusal.pod.to_string(),
         direction: refusal.reporter.direction(),

@@ -26,9 +26,15 @@ pub fn config_dump(doors: &Doors) -> Value {
     policies.sort_unstable_by_key(|policy| policy.key());
     let certificates: Vec<Value> =
         doors.shared.certs.all().iter().map(|(identity, state)| certificate(identity, state)).collect();
-    let pods: serde_json::Map<String, Value> = doors
-        .pods
-        .contexts()
+    let pods = doors.pods.contexts();
+    // Ours: istioctl leaves it alone.
+    let unknown: serde_json::Map<String, Value> = pods
+        .iter()
+        .map(|context| (context.pod.to_string(), context.unknown_policies()))
+        .filter(|(_, unknown)| !unknown.is_empty())
+        .map(|(pod, unknown)| (pod, json!(unknown)))
+        .collect();
+    let pods: serde_json::Map<String, Value> = pods
         .into_iter()
         .map(|context| {
             let pod = &context.pod;
@@ -42,6 +48,7 @@ pub fn config_dump(doors: &Doors) -> Value {
         "certificates": certificates,
         "policies": policies,
         "services": services,
+        "unknownPolicies": unknown,
         "version": { "version": version::VERSION },
         "workloads": workloads,
     });

@@ -83,7 +83,9 @@ impl Doors {
                 let open_metrics = accept
                     .and_then(|accept| accept.to_str().ok())
                     .is_some_and(|accept| accept.contains("application/openmetrics-text"));
-                let extra = self.fastpath_metrics() + &self.revocation_metrics();
+                let extra = self.fastpath_metrics()
+                    + &self.revocation_metrics()
+                    + &self.shared.unknown_policies.expose();
                 let body = self.shared.metrics.expose(&self.tag, &extra);
                 let kind = if open_metrics {
                     "application/openmetrics-text;charset=utf-8;version=1.0.0"
@@ -158,7 +160,7 @@ impl Doors {
                 let query = query(&request);
                 shown(move || {
                     let refusals = self.shared.refusals.list();
-                    denials::list(&self.shared.mesh, refusals, query.get("pod"))
+                    denials::list(&self.shared, refusals, query.get("pod"))
                 })
             }
             (&Method::POST, "/accel") => self.accelerate(&query(&request)),

@@ -54,6 +54,12 @@ pub fn find(status: &Status) -> Vec<Problem> {
             "`ztunnel denials` lists them with the policies that denied them",
         ));
     }
+    for pod in status.pods.iter().filter(|pod| !pod.unknown_policies.is_empty()) {
+        found.push(problem(
+            format!("{}/{} names policies that are not known: {}", pod.namespace, pod.name, pod.unknown_policies.join(", ")),
+            "they do not protect it until istiod sends them; AUTHZ_UNKNOWN_POLICY=deny would let nobody in meanwhile",
+        ));
+    }
     found.extend(fastpath(status));
     found
 }

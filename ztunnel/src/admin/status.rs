@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 use serde_json::{Value, json};
+use ztunnel_core::Name;
 use ztunnel_core::addr::{INBOUND_HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT};
 use ztunnel_core::mesh::Mesh;
 use ztunnel_core::report::access::Timestamp;
@@ -15,6 +16,7 @@ use super::denials::{self, Denial};
 use super::{Doors, problems};
 use crate::certs::store::State as CertState;
 use crate::fastpath;
+use crate::proxy::unknown::Counts;
 use crate::telemetry::live::Totals;
 use crate::telemetry::standing::Session;
 use crate::tls::revocation::Revocations;
@@ -45,6 +47,8 @@ pub struct Status {
     pub sessions: Sessions,
     /// How much of the mesh is known.
     pub mesh: Value,
+    /// Connections that were judged without a policy that their pod names.
+    pub unknown_policy_connections: Counts,
     /// Every certificate.
     pub certificates: Vec<CertStatus>,
     /// Who was turned away lately.
@@ -127,6 +131,8 @@ pub struct Pod {
     pub connections: usize,
     /// Which path they take.
     pub paths: Paths,
+    /// Policies that it names and that have not arrived.
+    pub unknown_policies: Vec<Name>,
     /// Since it is served: connections, and bytes as the pod sees them.
     #[serde(flatten)]
     pub totals: Totals,
@@ -151,8 +157,9 @@ pub fn status(doors: &Doors) -> Status {
             agent: shared.standings.agent.look().into(),
         },
         mesh: shared.mesh.read(size),
+        unknown_policy_connections: shared.unknown_policies.counts(),
         certificates: certificates(doors, now),
-        denials: denials::list(&shared.mesh, refusals, None),
+        denials: denials::list(shared, refusals, None),
         pods: pods(doors),
     };
     status.problems = problems::find(&status);
@@ -228,6 +235,7 @@ fn pods(doors: &Doors) -> Vec<Pod> {
             on: shared.fastpath.is_on(context.netns_cookie),
             connections: context.connections.load(Ordering::Relaxed),
             paths: Paths::of(&context.live, &shared.fastpath),
+            unknown_policies: context.unknown_policies(),
             totals: context.live.totals(),
         })
         .collect();

@@ -16,6 +16,7 @@ pub mod xds;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ztunnel_core::authz::Unknown;
 use ztunnel_core::fastpath::{Mode, Pattern};
 
 use crate::admin::{ADMIN_PORT, METRICS_PORT};
@@ -23,7 +24,7 @@ use crate::fastpath;
 pub use ca::CaConfig;
 pub use env::ConfigError;
 use env::{Env, boolean, duration, number, parsed};
-pub use mode::ProxyMode;
+pub use mode::{ProxyMode, SelfProxy};
 use proxy_config::ProxyConfig;
 use xds::XdsConfig;
 
@@ -32,6 +33,8 @@ use xds::XdsConfig;
 pub struct Config {
     /// Whom we serve.
     pub mode: ProxyMode,
+    /// Who we are ourselves, if peers may reach us over HBONE.
+    pub self_proxy: Option<SelfProxy>,
     /// Who we are.
     pub node: NodeConfig,
     /// The side doors.
@@ -54,6 +57,8 @@ pub struct Config {
     pub workers: usize,
     /// `AUTHZ_POLICY_INFO_LOGGING`: what policies decide is logged at level info, not debug.
     pub log_policies: bool,
+    /// `AUTHZ_UNKNOWN_POLICY`: what a policy means that a pod names and that has not arrived.
+    pub unknown_policies: Unknown,
     /// How long connections may go on after a stop was asked for.
     pub drain_deadline: Duration,
     /// The fast path.
@@ -178,8 +183,10 @@ impl Config {
             inpod_uds: path(env, "INPOD_UDS", "/var/run/ztunnel/ztunnel.sock"),
             workers: threads::read(env, &proxy)?,
             log_policies: parsed(env, "AUTHZ_POLICY_INFO_LOGGING", false, boolean)?,
+            unknown_policies: parsed(env, "AUTHZ_UNKNOWN_POLICY", Unknown::Skip, unknown_policies)?,
             drain_deadline: drain_deadline(env)?,
             fastpath: fastpath_config(env)?,
+            self_proxy: mode::read_self(env, &mode),
             mode,
         })
     }
@@ -240,6 +247,14 @@ fn tunnels(env: &impl Env) -> Result<TunnelConfig, ConfigError> {
         response_baggage: parsed(env, "ENABLE_RESPONSE_BAGGAGE", true, boolean)?,
         tls: tls(env)?,
     })
+}
+
+fn unknown_policies(text: &str) -> Result<Unknown, String> {
+    match text {
+        "skip" => Ok(Unknown::Skip),
+        "deny" => Ok(Unknown::Deny),
+        _ => Err("expected skip or deny".to_owned()),
+    }
 }
 
 fn mesh_source(env: &impl Env) -> Result<MeshSource, ConfigError> {
@@ -346,6 +361,7 @@ mod tests {
             ("PACKET_MARK", "-1"),
             ("POOL_MAX_STREAMS_PER_CONNECTION", "0"),
             ("HTTP2_FRAME_SIZE", "100"),
+            ("AUTHZ_UNKNOWN_POLICY", "allow"),
             ("EBPF_FASTPATH", "yes"),
             ("EBPF_MAX_CONNECTIONS", "63"),
             ("EBPF_MAX_CONNECTIONS", "1048577"),

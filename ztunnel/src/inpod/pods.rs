@@ -16,6 +16,7 @@ use ztunnel_core::fastpath::Eligibility;
 use ztunnel_core::zds::{PodInfo, StartError, Uid};
 
 use crate::config::mode::WorkloadInfo;
+use crate::config::{SelfProxy, SocketConfig};
 use crate::mesh::LocalPod;
 use crate::proxy::phase::{Phase, PhaseWatch};
 use crate::proxy::socket::{ListenerKind, PodSockets};
@@ -38,6 +39,8 @@ struct Inner {
     workers: Workers,
     gauges: PodGauges,
     served: Mutex<BTreeMap<Uid, Served>>,
+    /// Our own listener: no pod of the node agent's, and none that anybody counts.
+    own: Mutex<Option<watch::Sender<Phase>>>,
     /// The sender is cloned into every worker's task of every pod: when all clones are gone, everything has ended.
     /// Empty once a drain has begun: no pod is started any more.
     alive: Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>,
@@ -54,7 +57,8 @@ impl Pods {
     /// No pods yet.
     pub fn new(shared: Arc<Shared>, workers: Workers, gauges: PodGauges) -> Self {
         let alive = Mutex::new(Some(mpsc::channel(1)));
-        Self(Arc::new(Inner { shared, workers, gauges, served: Mutex::default(), alive }))
+        let (served, own) = Default::default();
+        Self(Arc::new(Inner { shared, workers, gauges, served, own, alive }))
     }
 
     /// Starts the proxy of one pod: its listeners are bound when this returns.
@@ -85,23 +89,13 @@ impl Pods {
         let eligibility = inner.shared.fastpath.enroll(cookie, &info.namespace, &info.service_account);
         let sockets =
             PodSockets::new(Arc::clone(&netns), inner.shared.config.sockets, inner.shared.fastpath.clone());
-        let bound = (0..inner.workers.count()).map(|_| bind(&sockets)).collect::<io::Result<Vec<_>>>();
-        let listeners = bound.map_err(|error| {
+        let listeners = bind(&sockets, inner.workers.count()).map_err(|error| {
             inner.shared.fastpath.withdraw(cookie);
             start_error(&error)
         })?;
         let (phase, watch) = PhaseWatch::new();
-        let pod = LocalPod {
-            name: Arc::clone(&info.name),
-            namespace: Arc::clone(&info.namespace),
-            service_account: Arc::clone(&info.service_account),
-            node: inner.shared.config.node.name.as_deref().map(Arc::from),
-        };
-        let live = Registry::new(
-            pod.to_string().into(),
-            inner.shared.metrics.clone(),
-            inner.shared.refusals.clone(),
-        );
+        let pod = self.local_pod(info.clone(), None);
+        let live = self.registry(&pod);
         let context = Arc::new(PodContext {
             uid: Arc::clone(uid),
             certs: inner.shared.certs.pod(inner.shared.mesh.clone(), pod.clone()),
@@ -124,6 +118,59 @@ impl Pods {
         }
         inner.gauges.active(inner.served.lock().len());
         Ok(())
+    }
+
+    /// Lets peers reach this process itself over HBONE, in its own namespace and with ordinary sockets.
+    ///
+    /// # Errors
+    /// The listener cannot be bound.
+    pub fn start_self(&self, own: &SelfProxy) -> Result<(), StartError> {
+        let inner = &self.0;
+        let alive = inner.alive.lock().as_ref().map(|(sender, _)| sender.clone());
+        let alive = alive.ok_or_else(|| StartError::Failed("shutting down".into()))?;
+        let netns = Arc::new(Netns::own().map_err(|error| start_error(&error))?);
+        let netns_cookie = netns.cookie();
+        let config = SocketConfig {
+            mark: 0,
+            mark_listeners: false,
+            port_reuse: false,
+            original_source: Some(false),
+            ..inner.shared.config.sockets
+        };
+        let sockets = PodSockets::new(netns, config, inner.shared.fastpath.clone());
+        let hbone = sockets.listen(INBOUND_HBONE_PORT, ListenerKind::Inbound);
+        let hbone = hbone.map_err(|error| start_error(&error))?;
+        let WorkloadInfo { namespace, name, service_account } = own.workload.clone();
+        let pod = self.local_pod(PodInfo { name, namespace, service_account }, own.trust_domain.clone());
+        let live = self.registry(&pod);
+        let context = Arc::new(PodContext {
+            uid: Uid::from("ztunnel"),
+            certs: inner.shared.certs.pod(inner.shared.mesh.clone(), pod.clone()),
+            pod,
+            netns_cookie,
+            sockets,
+            keep_source: false,
+            shared: Arc::clone(&inner.shared),
+            connections: AtomicUsize::new(0),
+            live,
+        });
+        let (phase, watch) = PhaseWatch::new();
+        let listeners = PodListeners { outbound: None, plaintext: None, hbone };
+        inner.workers.start_alone(&context, listeners, &watch, &alive);
+        info!(pod = %context.pod, "ztunnel itself is reached over HBONE");
+        *inner.own.lock() = Some(phase);
+        Ok(())
+    }
+
+    fn registry(&self, pod: &LocalPod) -> Registry {
+        let shared = &self.0.shared;
+        Registry::new(pod.to_string().into(), shared.metrics.clone(), shared.refusals.clone())
+    }
+
+    fn local_pod(&self, info: PodInfo, trust_domain: Option<Arc<str>>) -> LocalPod {
+        let PodInfo { name, namespace, service_account } = info;
+        let node = self.0.shared.config.node.name.as_deref().map(Arc::from);
+        LocalPod { name, namespace, service_account, node, trust_domain }
     }
 
     /// Stops the proxy of one pod and cuts its connections at once.
@@ -154,6 +201,10 @@ impl Pods {
         for served in self.0.served.lock().values() {
             served.phase.send_replace(Phase::Draining);
         }
+        let own = self.0.own.lock().take();
+        if let Some(phase) = &own {
+            phase.send_replace(Phase::Draining);
+        }
         let (ours, mut ended) = alive;
         drop(ours);
         // Nobody sends: the channel closes when the last task has ended.
@@ -163,6 +214,9 @@ impl Pods {
         let served = std::mem::take(&mut *self.0.served.lock());
         for served in served.values() {
             self.end(served);
+        }
+        if let Some(phase) = own {
+            phase.send_replace(Phase::Cut);
         }
         // The cut takes no longer than dropping sockets does.
         drop(tokio::time::timeout(CUT_TIMEOUT, ended.recv()).await);
@@ -203,12 +257,22 @@ pub enum Switch {
     Off,
 }
 
-fn bind(sockets: &PodSockets) -> io::Result<PodListeners> {
-    Ok(PodListeners {
-        outbound: sockets.listen(OUTBOUND_PORT, ListenerKind::Outbound)?,
-        plaintext: sockets.listen(INBOUND_PLAINTEXT_PORT, ListenerKind::Inbound)?,
-        hbone: sockets.listen(INBOUND_HBONE_PORT, ListenerKind::Inbound)?,
-    })
+/// The listeners of every worker. The kernel spreads connections over them; where they may not share their ports, they
+/// are the same sockets, and the first worker to look takes a connection.
+fn bind(sockets: &PodSockets, workers: usize) -> io::Result<Vec<PodListeners>> {
+    let ports = || {
+        Ok(PodListeners {
+            outbound: Some(sockets.listen(OUTBOUND_PORT, ListenerKind::Outbound)?),
+            plaintext: Some(sockets.listen(INBOUND_PLAINTEXT_PORT, ListenerKind::Inbound)?),
+            hbone: sockets.listen(INBOUND_HBONE_PORT, ListenerKind::Inbound)?,
+        })
+    };
+    if sockets.share_ports() {
+        return (0..workers).map(|_| ports()).collect();
+    }
+    let first = ports()?;
+    let others: io::Result<Vec<_>> = (1..workers).map(|_| first.try_clone()).collect();
+    Ok(std::iter::once(first).chain(others?).collect())
 }
 
 /// Kept as pending and tried again: a descriptor keeps its namespace alive, so whatever it is may go away.

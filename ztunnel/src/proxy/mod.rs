@@ -5,7 +5,7 @@
 //! * [`outbound`]: ③ opens the next hop that the core chose (② is [`ztunnel_core::route::outbound`]).
 //! * [`inbound`]: serves one CONNECT of a tunnel. * [`passthrough`]: serves one plaintext connection.
 //! * [`balance`]: which worker serves a new tunnel.
-//! * [`permission`]: what admitted a connection must go on to admit it.
+//! * [`permission`]: what admitted a connection must go on to admit it. * [`unknown`]: policies that have not arrived.
 //! * [`relay`]: ⑥ how bytes flow and how a connection ends. * [`splice`]: bulk between two TCP sockets.
 //! * [`socket`]: the sockets themselves. * [`time_wait`]: what they leave behind. * [`phase`]: the end of a pod.
 
@@ -20,6 +20,7 @@ pub mod relay;
 pub mod socket;
 mod splice;
 pub mod time_wait;
+pub mod unknown;
 
 use std::cell::RefCell;
 use std::os::fd::AsFd as _;
@@ -29,6 +30,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::HeaderValue;
 use tokio::net::TcpStream;
+use ztunnel_core::Name;
 use ztunnel_core::hbone::{Baggage, baggage};
 use ztunnel_core::mesh::Workload;
 
@@ -49,6 +51,7 @@ use phase::PhaseWatch;
 use relay::{Reads, Side};
 use socket::PodSockets;
 use time_wait::TimeWaits;
+use unknown::UnknownPolicies;
 
 /// What every pod of the node shares.
 #[derive(Debug)]
@@ -61,6 +64,8 @@ pub struct Shared {
     pub certs: CertStore,
     /// All counters.
     pub metrics: Metrics,
+    /// Policies that pods name and that have not arrived.
+    pub unknown_policies: UnknownPolicies,
     /// The fast path.
     pub fastpath: FastPath,
     /// Who was turned away lately.
@@ -90,6 +95,16 @@ pub struct PodContext {
     pub connections: AtomicUsize,
     /// The open connections themselves.
     pub live: Registry,
+}
+
+impl PodContext {
+    /// Policies that the pod names and that have not arrived.
+    pub fn unknown_policies(&self) -> Vec<Name> {
+        self.shared.mesh.read(|mesh| {
+            let workload = self.pod.find(mesh);
+            workload.map(|workload| mesh.policies_for(workload).missing).unwrap_or_default()
+        })
+    }
 }
 
 /// One pod on one worker.
@@ -178,8 +193,16 @@ pub async fn serve_pod(
     let PodListeners { outbound, plaintext, hbone } = listeners;
     let serve = async {
         tokio::join!(
-            accept::serve(&proxy, outbound, None, &phase, outbound::serve),
-            accept::serve(&proxy, plaintext, None, &phase, passthrough::serve),
+            async {
+                if let Some(outbound) = outbound {
+                    accept::serve(&proxy, outbound, None, &phase, outbound::serve).await;
+                }
+            },
+            async {
+                if let Some(plaintext) = plaintext {
+                    accept::serve(&proxy, plaintext, None, &phase, passthrough::serve).await;
+                }
+            },
             accept::serve(&proxy, hbone, Some(inbox), &phase, inbound::serve),
         )
     };

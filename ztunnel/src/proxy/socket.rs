@@ -52,7 +52,22 @@ pub struct Listener {
     pub transparent: bool,
 }
 
+impl Listener {
+    /// The same socket under another descriptor.
+    ///
+    /// # Errors
+    /// There are none left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { socket: self.socket.try_clone()?, transparent: self.transparent })
+    }
+}
+
 impl PodSockets {
+    /// Whether several listeners may have the same port.
+    pub fn share_ports(&self) -> bool {
+        self.config.port_reuse
+    }
+
     /// Sockets of the pod that owns `netns`.
     pub fn new(netns: Arc<Netns>, config: SocketConfig, fastpath: FastPath) -> Self {
         Self { netns, config, fastpath }
