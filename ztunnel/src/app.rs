@@ -31,6 +31,8 @@ use crate::proxy::unknown::UnknownPolicies;
 use crate::sys::memory::{self, Ebb};
 use crate::sys::netns;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::refusals::Refusals;
+use crate::telemetry::standing::Standings;
 use crate::tls::Tls;
 use crate::tls::revocation::Revocations;
 use crate::version;
@@ -80,6 +82,8 @@ pub fn run(env: &impl Env) -> anyhow::Result<()> {
         metrics: Metrics::default(),
         unknown_policies: UnknownPolicies::default(),
         fastpath: FastPath::start(config.fastpath.clone()),
+        refusals: Refusals::default(),
+        standings: Standings::default(),
         config,
     });
     let tasks = LocalSet::new();
@@ -156,7 +160,8 @@ async fn serve(shared: Arc<Shared>, tag: String, demands: mpsc::Receiver<Demand>
         }
         match &shared.config.mode {
             ProxyMode::Shared => {
-                let agent = Agent::new(shared.config.inpod_uds.clone(), pods.clone(), ready);
+                let agent = Agent::new(shared.config.inpod_uds.clone(), pods.clone(), ready)
+                    .told_to(shared.standings.agent.clone());
                 agent.run().await.map_err(anyhow::Error::from)
             }
             ProxyMode::Dedicated(workload) => {
@@ -197,6 +202,7 @@ fn control_plane(
     let client = shared.config.xds.clone().map(|config| {
         let mesh = (shared.mesh.clone(), demands);
         xds::Client::new(config, shared.config.tunnels.tls, mesh, shared.metrics.xds(), synced)
+            .told_to(shared.standings.xds.clone())
     });
     let run = async move {
         match client {
@@ -212,15 +218,15 @@ fn open_doors(doors: &Doors) -> anyhow::Result<tokio::task::JoinSet<()>> {
     let mut servers = tokio::task::JoinSet::new();
     let listeners = http::bind(READINESS_PORT, Reach::Everywhere).context("readiness server starts")?;
     let readiness = doors.clone();
-    servers.spawn_local(http::serve(listeners, move |request| readiness.readiness(request)));
+    servers.spawn_local(http::serve(listeners, move |request| readiness.clone().readiness(request)));
     let listeners =
         http::bind(doors.shared.config.ports.admin, Reach::Localhost).context("admin server starts")?;
     let admin = doors.clone();
-    servers.spawn_local(http::serve(listeners, move |request| admin.admin(request)));
+    servers.spawn_local(http::serve(listeners, move |request| admin.clone().admin(request)));
     let listeners =
         http::bind(doors.shared.config.ports.metrics, Reach::Everywhere).context("stats server starts")?;
     let metrics = doors.clone();
-    servers.spawn_local(http::serve(listeners, move |request| metrics.metrics(request)));
+    servers.spawn_local(http::serve(listeners, move |request| metrics.clone().metrics(request)));
     Ok(servers)
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the admin server shows: `/config_dump` for istioctl, `/status` for people and `ztunnel status`.
+//! `/config_dump`, which istioctl reads.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +15,6 @@ use ztunnel_core::report::access::Timestamp;
 use super::Doors;
 use crate::certs::store::State;
 use crate::config::ProxyMode;
-use crate::tls::revocation::Revocations;
 use crate::version;
 
 /// The mesh as this node knows it, in the schema that istioctl reads (data-plane contract, section 7.3).
@@ -27,20 +26,22 @@ pub fn config_dump(doors: &Doors) -> Value {
     policies.sort_unstable_by_key(|policy| policy.key());
     let certificates: Vec<Value> =
         doors.shared.certs.all().iter().map(|(identity, state)| certificate(identity, state)).collect();
-    let pods = doors.pods.status();
+    let pods = doors.pods.contexts();
     // Ours: istioctl leaves it alone.
     let unknown: serde_json::Map<String, Value> = pods
         .iter()
-        .filter(|pod| !pod.unknown_policies.is_empty())
-        .map(|pod| (format!("{}/{}", pod.namespace, pod.name), json!(pod.unknown_policies)))
+        .map(|context| (context.pod.to_string(), context.unknown_policies()))
+        .filter(|(_, unknown)| !unknown.is_empty())
+        .map(|(pod, unknown)| (pod, json!(unknown)))
         .collect();
     let pods: serde_json::Map<String, Value> = pods
         .into_iter()
-        .map(|pod| {
+        .map(|context| {
+            let pod = &context.pod;
             let info = json!({
                 "name": pod.name, "namespace": pod.namespace, "serviceAccount": pod.service_account,
             });
-            (pod.uid, json!({ "state": "Up", "info": info }))
+            (context.uid.to_string(), json!({ "state": "Up", "info": info }))
         })
         .collect();
     let mut dump = json!({
@@ -55,21 +56,6 @@ pub fn config_dump(doors: &Doors) -> Value {
         dump["workloadState"] = pods.into();
     }
     dump
-}
-
-/// The node at a glance: the fast path first, then every pod.
-pub fn status(doors: &Doors) -> Value {
-    let fastpath = doors.shared.fastpath.status();
-    json!({
-        "version": version::VERSION,
-        "pending": doors.readiness.pending(),
-        "mode": fastpath.mode,
-        "self_test": fastpath.self_test,
-        "fastpath": fastpath.fastpath,
-        "revocation": doors.shared.certs.tls().revocations.as_ref().map(Revocations::status),
-        "unknown_policy_connections": doors.shared.unknown_policies.counts(),
-        "pods": doors.pods.status(),
-    })
 }
 
 /// One identity's entry, as istioctl reads it. The key is not part of it.

@@ -1,33 +1,51 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A small HTTP/1.1 server: one handler, bounded headers, no keep-alive abuse, and it survives running out of
-//! descriptors.
+//! A small HTTP/1.1 server: one handler, bounded headers, bounded clients, and it survives running out of descriptors.
+//!
+//! An answer is whole, or a stream of chunks that a thread of its own makes while the client reads: what is large is
+//! never in memory as a whole, and a client that stops reading stops nobody else.
 
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{Request, Response, StatusCode};
-use http_body_util::Full;
-use hyper::body::Incoming;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
 use tracing::{debug, warn};
 
-/// A whole answer.
-pub type Body = Full<Bytes>;
+use crate::sys::priority;
+
+/// An answer.
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// How long a client may take over its request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a client may leave what we sent unread.
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// After a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Clients of one listener at the same time; the next ones wait in the kernel's queue.
+const MAX_CLIENTS: usize = 256;
+/// Chunks of a stream that wait for the client.
+const CHUNKS: usize = 4;
+/// Bytes per chunk, about.
+const CHUNK: usize = 64 << 10;
 
 /// Where a server listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,10 +98,11 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves `handler` on every listener, for as long as it is polled. Call inside a `LocalSet`.
-pub async fn serve(
-    listeners: Vec<TcpListener>,
-    handler: impl Fn(&Request<Incoming>) -> Response<Body> + 'static,
-) {
+pub async fn serve<H, F>(listeners: Vec<TcpListener>, handler: H)
+where
+    H: Fn(Request<Incoming>) -> F + 'static,
+    F: Future<Output = Response<Body>> + 'static,
+{
     let handler = Rc::new(handler);
     let mut servers = tokio::task::JoinSet::new();
     for listener in listeners {
@@ -92,19 +111,23 @@ pub async fn serve(
     while servers.join_next().await.is_some() {}
 }
 
-#[expect(clippy::infinite_loop, reason = "a server ends when its task is dropped")]
-async fn accept<H>(listener: TcpListener, handler: Rc<H>)
+async fn accept<H, F>(listener: TcpListener, handler: Rc<H>)
 where
-    H: Fn(&Request<Incoming>) -> Response<Body> + 'static,
+    H: Fn(Request<Incoming>) -> F + 'static,
+    F: Future<Output = Response<Body>> + 'static,
 {
-    loop {
+    let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
+    // Never closed: the server ends when its task is dropped.
+    while let Ok(client) = Arc::clone(&clients).acquire_owned().await {
         match listener.accept().await {
             Ok((socket, _peer)) => {
+                // A socket without this option is served as well.
+                SockRef::from(&socket).set_tcp_user_timeout(Some(UNREAD_TIMEOUT)).ok();
                 let handler = Rc::clone(&handler);
                 tokio::task::spawn_local(async move {
                     let service = service_fn(move |request| {
-                        let response = handler(&request);
-                        async move { Ok::<_, Infallible>(response) }
+                        let response = handler(request);
+                        async move { Ok::<_, Infallible>(response.await) }
                     });
                     let served = http1::Builder::new()
                         .timer(TokioTimer::new())
@@ -115,6 +138,7 @@ where
                     if let Err(error) = served.await {
                         debug!(%error, "an admin connection ended badly");
                     }
+                    drop(client);
                 });
             }
             Err(error) => {
@@ -122,6 +146,71 @@ where
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// A 200 answer of the given content type that `write` makes on a thread of its own, of low priority.
+pub fn streamed(
+    content_type: &'static str,
+    write: impl FnOnce(Chunks) -> io::Result<()> + Send + 'static,
+) -> Response<Body> {
+    let (chunks, receiver) = mpsc::channel(CHUNKS);
+    let thread = thread::Builder::new().name("ztunnel-answer".into()).spawn(move || {
+        priority::yield_to_others();
+        // The client went away, or stopped reading.
+        if let Err(error) = write(Chunks { chunks, pending: Vec::with_capacity(CHUNK) }) {
+            debug!(%error, "an answer was not read to its end");
+        }
+    });
+    match thread {
+        Ok(_) => with_type(content_type, Streamed(receiver).boxed_unsync()),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot start a thread: {error}\n")),
+    }
+}
+
+/// Where the thread of a streamed answer writes to. Waits while the client does not read.
+#[derive(Debug)]
+pub struct Chunks {
+    chunks: mpsc::Sender<Bytes>,
+    pending: Vec<u8>,
+}
+
+impl Chunks {
+    fn send(&mut self) -> io::Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let chunk = std::mem::replace(&mut self.pending, Vec::with_capacity(CHUNK));
+        self.chunks.blocking_send(chunk.into()).map_err(|_closed| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+impl io::Write for Chunks {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.pending.extend_from_slice(bytes);
+        if self.pending.len() >= CHUNK {
+            self.send()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.send()
+    }
+}
+
+/// The reading end of [`Chunks`].
+struct Streamed(mpsc::Receiver<Bytes>);
+
+impl hyper::body::Body for Streamed {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(context).map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
     }
 }
 
@@ -134,7 +223,11 @@ pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
 
 /// A 200 answer of the given content type.
 pub fn typed(content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
-    let mut response = Response::new(Full::new(body.into()));
+    with_type(content_type, Full::new(body.into()).boxed_unsync())
+}
+
+fn with_type(content_type: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static(content_type));
     response
 }

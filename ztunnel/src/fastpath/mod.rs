@@ -33,7 +33,7 @@ use ztunnel_core::fastpath::{Eligibility, KernelFitness, Level, Mode, Pattern, R
 
 use crate::sys::memory;
 use loader::Kernel;
-pub use pair::Path;
+pub use pair::{Path, Place};
 pub use status::{Check, ModeStatus, Status, Traffic};
 pub use valve::Valve;
 
@@ -223,6 +223,12 @@ impl FastPath {
         }
     }
 
+    /// Whether the kernel may carry this pod's bytes now.
+    pub fn is_on(&self, cookie: u64) -> bool {
+        let state = self.0.state.lock();
+        state.node_on && state.pods.get(&cookie).is_some_and(|pod| pod.on != 0)
+    }
+
     /// Switches one pod; takes effect with the next message. `false` if it is not enrolled.
     pub fn set_pod(&self, cookie: u64, on: bool) -> bool {
         let mut state = self.0.state.lock();
@@ -237,19 +243,28 @@ impl FastPath {
         }
     }
 
-    /// The valve for what we send on this socket; `None` if nothing of it can be redirected.
-    pub fn valve(&self, fd: BorrowedFd<'_>) -> Option<Valve> {
-        let place = pair::place(self.0.kernel.as_ref()?, fd)?;
-        Some(Valve::new(Arc::clone(&self.0), place))
+    /// The valve for what we send on the socket at this place.
+    pub fn valve(&self, place: Place) -> Valve {
+        Valve::new(Arc::clone(&self.0), place)
     }
 
     /// What became of one of our sockets; ask before it is closed.
     pub fn connection(&self, fd: BorrowedFd<'_>) -> Path {
+        self.locate(fd).0
+    }
+
+    /// The same, and where to ask later, without the socket; `None`: nothing of it can be redirected.
+    pub fn locate(&self, fd: BorrowedFd<'_>) -> (Path, Option<Place>) {
         match &self.0.kernel {
-            Some(kernel) => pair::path(kernel, fd),
-            None if self.0.config.mode == Mode::Off => Path::by_tcp("mode_off"),
-            None => Path::by_tcp("kernel_unfit"),
+            Some(kernel) => pair::locate(kernel, fd),
+            None if self.0.config.mode == Mode::Off => (Path::by_tcp("mode_off"), None),
+            None => (Path::by_tcp("kernel_unfit"), None),
         }
+    }
+
+    /// What became so far of the connection at this place; `None`: it is gone, or was never paired.
+    pub fn look(&self, place: Place) -> Option<Path> {
+        pair::look(self.0.kernel.as_ref()?, place)
     }
 }
 

@@ -61,37 +61,43 @@ impl Path {
 
 /// Where a socket of ours stands in its pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub struct Place {
     /// Key of the pair.
     pub(super) id: u64,
     /// Which end we are.
     pub(super) side: u32,
 }
 
-/// The place of a socket that is paired, or about to be.
-pub(super) fn place(kernel: &Kernel, fd: BorrowedFd<'_>) -> Option<Place> {
-    let own = kernel.own.of_socket(fd).ok().flatten()?;
-    (own.unpaired == 0).then_some(Place { id: own.id, side: own.side })
-}
-
-/// Reads what the programs remember about a socket of ours.
-pub(super) fn path(kernel: &Kernel, fd: BorrowedFd<'_>) -> Path {
+/// Reads what the programs remember about a socket of ours, and the place of one that is paired, or about to be.
+pub(super) fn locate(kernel: &Kernel, fd: BorrowedFd<'_>) -> (Path, Option<Place>) {
     let own: Own = match kernel.own.of_socket(fd) {
         Ok(Some(own)) => own,
-        Ok(None) => return Path::by_tcp("not_enrolled"),
-        Err(_) => return Path { two_queues: true, ..Path::by_tcp("unreadable") },
+        Ok(None) => return (Path::by_tcp("not_enrolled"), None),
+        Err(_) => return (Path { two_queues: true, ..Path::by_tcp("unreadable") }, None),
     };
     if own.unpaired != 0 {
-        return Path::by_tcp(stats::name(own.unpaired));
+        return (Path::by_tcp(stats::name(own.unpaired)), None);
     }
+    (path(kernel, &own), Some(Place { id: own.id, side: own.side }))
+}
+
+/// Reads what the programs remember about a pair, from one of its ends.
+pub(super) fn look(kernel: &Kernel, place: Place) -> Option<Path> {
+    let conn = kernel.conns.get(&place.id).ok().flatten()?;
+    Some(match place.side {
+        0 => Path::paired(&conn.forward.tally, &conn.backward.tally),
+        _ => Path::paired(&conn.backward.tally, &conn.forward.tally),
+    })
+}
+
+fn path(kernel: &Kernel, own: &Own) -> Path {
     if own.closed != 0 {
         return Path::paired(&own.sent, &own.received);
     }
-    match kernel.conns.get(&own.id) {
-        Ok(Some(conn)) if own.side == 0 => Path::paired(&conn.forward.tally, &conn.backward.tally),
-        Ok(Some(conn)) => Path::paired(&conn.backward.tally, &conn.forward.tally),
+    match look(kernel, Place { id: own.id, side: own.side }) {
+        Some(path) => path,
         // The active end is ours, and the application's end was never seen.
-        Ok(None) if own.role == role::DELIVERY => Path { two_queues: true, ..Path::by_tcp("unpaired") },
-        Ok(None) | Err(_) => Path { two_queues: true, ..Path::by_tcp("unreadable") },
+        None if own.role == role::DELIVERY => Path { two_queues: true, ..Path::by_tcp("unpaired") },
+        None => Path { two_queues: true, ..Path::by_tcp("unreadable") },
     }
 }

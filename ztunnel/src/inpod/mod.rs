@@ -20,6 +20,7 @@ use ztunnel_core::zds::{
 
 use crate::sys::netns;
 use crate::sys::seqpacket::Seqpacket;
+use crate::telemetry::standing::Standing;
 use pods::Pods;
 
 /// The agent and we do not speak the same protocol: the process must end with code 1.
@@ -37,6 +38,7 @@ pub struct Agent {
     session: Session<Arc<OwnedFd>>,
     pods: Pods,
     ready: watch::Sender<bool>,
+    standing: Standing,
     ended: (mpsc::UnboundedSender<Ended>, mpsc::UnboundedReceiver<Ended>),
 }
 
@@ -51,7 +53,14 @@ enum Next {
 impl Agent {
     /// An agent client for the socket at `path`. `ready` follows the session's readiness.
     pub fn new(path: PathBuf, pods: Pods, ready: watch::Sender<bool>) -> Self {
-        Self { path, session: Session::new(), pods, ready, ended: mpsc::unbounded_channel() }
+        let (session, standing) = (Session::new(), Standing::default());
+        Self { path, session, pods, ready, standing, ended: mpsc::unbounded_channel() }
+    }
+
+    /// The same, whose state others can look at.
+    #[must_use]
+    pub fn told_to(self, standing: Standing) -> Self {
+        Self { standing, ..self }
     }
 
     /// Serves the agent, dialing it again whenever the connection ends.
@@ -68,14 +77,17 @@ impl Agent {
                 Ok(socket) => {
                     info!(path = %self.path.display(), "connected to the node agent");
                     backoff.reset();
+                    self.standing.connected();
                     self.session.connected();
                     self.serve(&socket).await?;
                     self.session.disconnected();
                     self.publish();
+                    self.standing.disconnected("the node agent ended the connection");
                     warn!("connection to the node agent ended, dialing again");
                 }
                 Err(error) => {
                     let wait = backoff.next_wait();
+                    self.standing.disconnected(format!("{}: {error}", self.path.display()));
                     debug!(path = %self.path.display(), %error, ?wait, "cannot reach the node agent");
                     self.pause(tokio::time::Instant::now() + wait).await;
                 }

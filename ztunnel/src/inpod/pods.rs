@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
-use ztunnel_core::Name;
 use ztunnel_core::addr::{INBOUND_HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT};
 use ztunnel_core::fastpath::Eligibility;
 use ztunnel_core::zds::{PodInfo, StartError, Uid};
@@ -23,6 +22,7 @@ use crate::proxy::phase::{Phase, PhaseWatch};
 use crate::proxy::socket::{ListenerKind, PodSockets};
 use crate::proxy::{PodContext, Shared};
 use crate::sys::netns::Netns;
+use crate::telemetry::live::Registry;
 use crate::telemetry::metrics::PodGauges;
 use crate::worker::{PodListeners, Workers};
 
@@ -51,29 +51,6 @@ struct Served {
     context: Arc<PodContext>,
     phase: watch::Sender<Phase>,
     eligibility: Eligibility,
-}
-
-/// What the admin server shows of a pod.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct PodStatus {
-    /// The node agent's id.
-    pub uid: String,
-    /// Pod name.
-    pub name: String,
-    /// Kubernetes namespace.
-    pub namespace: String,
-    /// Service account.
-    pub service_account: String,
-    /// Kernel id of the network namespace.
-    pub netns_cookie: u64,
-    /// Fast-path level: off, half or full.
-    pub level: String,
-    /// Why that level.
-    pub reason: String,
-    /// Open connections.
-    pub connections: usize,
-    /// Policies that it names and that have not arrived.
-    pub unknown_policies: Vec<Name>,
 }
 
 impl Pods {
@@ -118,6 +95,7 @@ impl Pods {
         })?;
         let (phase, watch) = PhaseWatch::new();
         let pod = self.local_pod(info.clone(), None);
+        let live = self.registry(&pod);
         let context = Arc::new(PodContext {
             uid: Arc::clone(uid),
             certs: inner.shared.certs.pod(inner.shared.mesh.clone(), pod.clone()),
@@ -127,6 +105,7 @@ impl Pods {
             keep_source: listeners.iter().all(|listeners| listeners.hbone.transparent),
             shared: Arc::clone(&inner.shared),
             connections: AtomicUsize::new(0),
+            live,
         });
         inner.workers.start(&context, listeners, &watch, &alive);
         info!(pod = %context.pod, level = %eligibility.level, reason = %eligibility.reason, "pod is served");
@@ -163,6 +142,7 @@ impl Pods {
         let hbone = hbone.map_err(|error| start_error(&error))?;
         let WorkloadInfo { namespace, name, service_account } = own.workload.clone();
         let pod = self.local_pod(PodInfo { name, namespace, service_account }, own.trust_domain.clone());
+        let live = self.registry(&pod);
         let context = Arc::new(PodContext {
             uid: Uid::from("ztunnel"),
             certs: inner.shared.certs.pod(inner.shared.mesh.clone(), pod.clone()),
@@ -172,6 +152,7 @@ impl Pods {
             keep_source: false,
             shared: Arc::clone(&inner.shared),
             connections: AtomicUsize::new(0),
+            live,
         });
         let (phase, watch) = PhaseWatch::new();
         let listeners = PodListeners { outbound: None, plaintext: None, hbone };
@@ -179,6 +160,11 @@ impl Pods {
         info!(pod = %context.pod, "ztunnel itself is reached over HBONE");
         *inner.own.lock() = Some(phase);
         Ok(())
+    }
+
+    fn registry(&self, pod: &LocalPod) -> Registry {
+        let shared = &self.0.shared;
+        Registry::new(pod.to_string().into(), shared.metrics.clone(), shared.refusals.clone())
     }
 
     fn local_pod(&self, info: PodInfo, trust_domain: Option<Arc<str>>) -> LocalPod {
@@ -242,9 +228,14 @@ impl Pods {
     }
 
     /// The pods, by the node agent's id.
-    pub fn status(&self) -> Vec<PodStatus> {
+    pub fn contexts(&self) -> Vec<Arc<PodContext>> {
+        self.0.served.lock().values().map(|served| Arc::clone(&served.context)).collect()
+    }
+
+    /// The same, and how far the kernel carries their bytes.
+    pub fn served(&self) -> Vec<(Arc<PodContext>, Eligibility)> {
         let served = self.0.served.lock();
-        served.values().map(Served::status).collect()
+        served.values().map(|served| (Arc::clone(&served.context), served.eligibility)).collect()
     }
 
     /// Switches the fast path of one pod, named `namespace/name`. `false`: no such pod is served.
@@ -264,26 +255,6 @@ pub enum Switch {
     On,
     /// Everything takes TCP.
     Off,
-}
-
-impl Served {
-    fn status(&self) -> PodStatus {
-        let pod = &self.context.pod;
-        PodStatus {
-            uid: self.context.uid.to_string(),
-            name: pod.name.to_string(),
-            namespace: pod.namespace.to_string(),
-            service_account: pod.service_account.to_string(),
-            netns_cookie: self.context.netns_cookie,
-            level: self.eligibility.level.to_string(),
-            reason: self.eligibility.reason.to_string(),
-            connections: self.context.connections.load(Ordering::Relaxed),
-            unknown_policies: self.context.shared.mesh.read(|mesh| {
-                let workload = pod.find(mesh);
-                workload.map(|workload| mesh.policies_for(workload).missing).unwrap_or_default()
-            }),
-        }
-    }
 }
 
 /// The listeners of every worker. The kernel spreads connections over them; where they may not share their ports, they

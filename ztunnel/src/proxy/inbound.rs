@@ -26,7 +26,7 @@ use super::relay::{self, TunnelStream};
 use super::socket::Guarded;
 use super::{Counted, PodProxy, Shared, application_side, observe};
 use crate::hbone::server::{self, Incoming, TunnelPeer};
-use crate::telemetry::connection::{Connection, Ends, turned_away};
+use crate::telemetry::connection::{Connection, Ends};
 
 /// Serves one tunnel to the pod.
 pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
@@ -36,7 +36,7 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let Accepted { socket, peer, local, phase } = accepted;
     let (stream, standing) = match server::accept_tls(socket, &context.certs).await {
         Ok(accepted) => accepted,
-        Err(outcome) => return turned_away(Reporter::Destination, peer, local, &outcome),
+        Err(outcome) => return proxy.live.turned_away(Reporter::Destination, peer, local, &outcome),
     };
     let (revoke, revoked) = context.certs.tls().revocation_watch();
     let tunnel = TunnelPeer { address: peer, local, identity: server::peer_identity(&stream), revoked };
@@ -109,12 +109,12 @@ async fn open(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incoming) -> 
             Ok(accepted) => accepted,
             Err(outcome) => {
                 refuse(&mut respond, &outcome);
-                turned_away(Reporter::Destination, peer.address, peer.local, &outcome);
+                proxy.live.turned_away(Reporter::Destination, peer.address, peer.local, &outcome);
                 return None;
             }
         };
     let ends = shared.mesh.read(|mesh| ends(mesh, shared, &peer, &request, &local, &target));
-    let connection = Connection::open(&shared.metrics, ends, start);
+    let connection = Connection::open(&proxy.live, ends, start);
     let permission = proxy.permissions.watch(peer.address, target.addr, peer.identity.as_ref());
     let connected = match permission.ask(&proxy.context) {
         Ok(()) => {
@@ -197,6 +197,12 @@ fn ends(
         source_addr: peer.address,
         destination_addr: peer.local,
         authority: Some(request.authority.clone()),
+        original: request
+            .forwarded
+            .host
+            .as_ref()
+            .map(|host| Authority::Host { host: Arc::clone(host), port: request.authority.port() }),
+        target: target.addr,
     }
 }
 

@@ -30,16 +30,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::HeaderValue;
 use tokio::net::TcpStream;
+use ztunnel_core::Name;
 use ztunnel_core::hbone::{Baggage, baggage};
 use ztunnel_core::mesh::Workload;
 
 use crate::certs::{CertStore, PodCerts};
 use crate::config::Config;
-use crate::fastpath::{FastPath, Path};
+use crate::fastpath::FastPath;
 use crate::hbone::pool::TunnelPool;
 use crate::mesh::{LocalPod, SharedMesh};
 use crate::telemetry::connection::Connection;
+use crate::telemetry::live::{Registry, Shard};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::refusals::Refusals;
+use crate::telemetry::standing::Standings;
 use crate::worker::PodListeners;
 use balance::{Balance, Busy, Inbox};
 use permission::Permissions;
@@ -64,6 +68,10 @@ pub struct Shared {
     pub unknown_policies: UnknownPolicies,
     /// The fast path.
     pub fastpath: FastPath,
+    /// Who was turned away lately.
+    pub refusals: Refusals,
+    /// How the sessions stand that tell us what to do.
+    pub standings: Standings,
 }
 
 /// One pod, shared by the workers.
@@ -83,8 +91,20 @@ pub struct PodContext {
     pub keep_source: bool,
     /// The node.
     pub shared: Arc<Shared>,
-    /// Open connections.
+    /// Open connections, those too that are still being opened.
     pub connections: AtomicUsize,
+    /// The open connections themselves.
+    pub live: Registry,
+}
+
+impl PodContext {
+    /// Policies that the pod names and that have not arrived.
+    pub fn unknown_policies(&self) -> Vec<Name> {
+        self.shared.mesh.read(|mesh| {
+            let workload = self.pod.find(mesh);
+            workload.map(|workload| mesh.policies_for(workload).missing).unwrap_or_default()
+        })
+    }
 }
 
 /// One pod on one worker.
@@ -94,6 +114,8 @@ pub struct PodProxy {
     pub context: Arc<PodContext>,
     /// Its tunnels.
     pub pool: Rc<TunnelPool>,
+    /// Its open connections.
+    pub live: Arc<Shard>,
     time_waits: TimeWaits,
     balance: Balance,
     /// What its open inbound connections depend on.
@@ -109,7 +131,8 @@ impl PodProxy {
             TunnelPool::new(context.sockets.clone(), Arc::clone(&context.certs), shared.config.tunnels);
         let time_waits = TimeWaits::default();
         let permissions = Rc::default();
-        Rc::new(Self { pool, time_waits, balance, permissions, baggage: RefCell::new(None), context })
+        let live = context.live.shard();
+        Rc::new(Self { pool, live, time_waits, balance, permissions, baggage: RefCell::new(None), context })
     }
 
     /// The `baggage` header that describes `workload`, which is this pod's own.
@@ -126,17 +149,16 @@ impl PodProxy {
 }
 
 /// Asks the kernel what became of our socket towards an application, for the log.
-fn observe(shared: &Shared, connection: &Connection, socket: &TcpStream) -> Path {
-    let path = shared.fastpath.connection(socket.as_fd());
-    connection.set_path(path);
-    path
+fn observe(shared: &Shared, connection: &Connection, socket: &TcpStream) {
+    connection.set_path(shared.fastpath.connection(socket.as_fd()));
 }
 
 /// How to relay from and to an application.
 fn application_side<'a>(shared: &Shared, connection: &Connection, socket: &'a mut TcpStream) -> Side<'a> {
-    let path = observe(shared, connection, socket);
+    let (path, place) = shared.fastpath.locate(socket.as_fd());
+    connection.begin_hop(path, place);
     let reads = if path.two_queues { Reads::UntilEmpty } else { Reads::ShortIsAll };
-    let valve = if path.two_queues { shared.fastpath.valve(socket.as_fd()) } else { None };
+    let valve = place.filter(|_| path.two_queues).map(|place| shared.fastpath.valve(place));
     Side::application(socket, reads, valve)
 }
 

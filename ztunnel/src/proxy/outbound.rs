@@ -4,11 +4,13 @@
 //! Previous: [`super::accept`], [`ztunnel_core::route::outbound`]. Next: [`crate::hbone::pool`] for tunnels, then
 //! [`super::relay`].
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::net::TcpStream;
+use ztunnel_core::addr::{Authority, OriginalDst};
 use ztunnel_core::hbone::connect;
 use ztunnel_core::hbone::{Forwarded, TraceParent};
 use ztunnel_core::mesh::{Mesh, Workload};
@@ -21,7 +23,7 @@ use super::socket::Guarded;
 use super::{Counted, PodProxy, application_side, observe};
 use crate::entropy::entropy;
 use crate::hbone::pool::{Lease, Opened};
-use crate::telemetry::connection::{Connection, Ends, turned_away};
+use crate::telemetry::connection::{Connection, Ends};
 
 /// Serves one connection that the application opened.
 pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
@@ -34,10 +36,10 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let mut socket = Guarded::new(socket);
     let decided = match decide(&proxy, original_dst).await {
         Ok(decided) => decided,
-        Err(outcome) => return turned_away(Reporter::Source, peer, original_dst.0, &outcome),
+        Err(outcome) => return proxy.live.turned_away(Reporter::Source, peer, original_dst.0, &outcome),
     };
     let (source, route) = decided;
-    let connection = Connection::open(&context.shared.metrics, ends(&source, &route, peer), start);
+    let connection = Connection::open(&proxy.live, ends(&source, &route, peer, original_dst), start);
     let ended = match &route.kind {
         RouteKind::Hbone(hop) => {
             let service = route.service.as_ref().map(|service| Arc::clone(&service.hostname));
@@ -69,10 +71,7 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
 }
 
 /// One consistent view of the mesh says where to go.
-async fn decide(
-    proxy: &PodProxy,
-    original_dst: ztunnel_core::addr::OriginalDst,
-) -> Result<(Arc<Workload>, Route), Outcome> {
+async fn decide(proxy: &PodProxy, original_dst: OriginalDst) -> Result<(Arc<Workload>, Route), Outcome> {
     let shared = &proxy.context.shared;
     // A connection to ourselves is refused whoever the source is: no need to know it.
     let source = shared.mesh.local_workload(&proxy.context.pod).await.map_err(Outcome::Refused)?;
@@ -85,10 +84,15 @@ async fn decide(
     }
 }
 
-fn ends(source: &Arc<Workload>, route: &Route, peer: std::net::SocketAddr) -> Ends {
+fn ends(source: &Arc<Workload>, route: &Route, peer: SocketAddr, original_dst: OriginalDst) -> Ends {
     let hop = match &route.kind {
         RouteKind::Hbone(hop) => Some(hop),
         RouteKind::Plaintext(_) | RouteKind::Passthrough(_) => None,
+    };
+    let target = match hop.map(|hop| &hop.authority) {
+        Some(Authority::Addr(application)) => *application,
+        Some(Authority::Host { .. }) => original_dst.0,
+        None => route.kind.addr(),
     };
     Ends {
         reporter: Reporter::Source,
@@ -101,6 +105,8 @@ fn ends(source: &Arc<Workload>, route: &Route, peer: std::net::SocketAddr) -> En
         source_addr: peer,
         destination_addr: route.kind.addr(),
         authority: hop.map(|hop| hop.authority.clone()),
+        original: Some(Authority::Addr(original_dst.0)),
+        target,
     }
 }
 

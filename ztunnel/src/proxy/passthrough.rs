@@ -12,7 +12,7 @@ use super::accept::Accepted;
 use super::relay::{self, Side};
 use super::socket::Guarded;
 use super::{Counted, PodProxy, application_side, observe};
-use crate::telemetry::connection::{Connection, Ends, turned_away};
+use crate::telemetry::connection::{Connection, Ends};
 
 /// Serves one connection that somebody opened to the pod without HBONE.
 pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
@@ -31,7 +31,8 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let (target, local) = match decided.await {
         Ok(decided) => decided,
         Err(refusal) => {
-            return turned_away(Reporter::Destination, peer, original_dst.0, &Outcome::Refused(refusal));
+            let outcome = Outcome::Refused(refusal);
+            return proxy.live.turned_away(Reporter::Destination, peer, original_dst.0, &outcome);
         }
     };
     let (source, service) = shared.mesh.read(|mesh| {
@@ -49,8 +50,10 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
         source_addr: peer,
         destination_addr: original_dst.0,
         authority: None,
+        original: None,
+        target: target.addr,
     };
-    let connection = Connection::open(&shared.metrics, ends, start);
+    let connection = Connection::open(&proxy.live, ends, start);
     let permission = proxy.permissions.watch(peer, target.addr, None);
     let ended = match permission.ask(context) {
         Err(denied) => Err(denied),

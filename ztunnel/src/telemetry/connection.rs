@@ -13,9 +13,10 @@ use ztunnel_core::mesh::{Service, Workload};
 use ztunnel_core::report::access::{Bytes, Datapath};
 use ztunnel_core::report::{AccessEntry, Cut, Event, Facts, Labels, Outcome, Reporter, Security};
 
+use super::live::{Entry, Shard};
 use super::log;
-use super::metrics::{Metrics, Traffic};
-use crate::fastpath::Path;
+use super::metrics::Traffic;
+use crate::fastpath::{Path, Place};
 use crate::proxy::relay::Meter;
 
 /// Who talks to whom.
@@ -41,9 +42,31 @@ pub struct Ends {
     pub destination_addr: SocketAddr,
     /// The `:authority`, for HBONE.
     pub authority: Option<Authority>,
+    /// Where the source wanted to go: outbound the original destination, inbound the host that was forwarded, if any.
+    pub original: Option<Authority>,
+    /// The application's address, as far as we know it.
+    pub target: SocketAddr,
 }
 
 impl Ends {
+    /// Two addresses of which nothing else is known.
+    pub fn between(reporter: Reporter, source: SocketAddr, target: SocketAddr) -> Self {
+        Self {
+            reporter,
+            source: None,
+            derived_source: None,
+            source_principal: None,
+            destination: None,
+            service: None,
+            security: Security::Unknown,
+            source_addr: source,
+            destination_addr: target,
+            authority: None,
+            original: None,
+            target,
+        }
+    }
+
     fn facts(&self) -> Facts<'_> {
         Facts {
             source: self.source.as_deref(),
@@ -66,33 +89,25 @@ impl Ends {
 /// A connection that counts. Dropping it unfinished reports that it was cut.
 #[derive(Debug)]
 pub struct Connection {
-    metrics: Metrics,
-    ends: Ends,
+    shard: Arc<Shard>,
+    entry: Arc<Entry>,
     labels: Labels,
     traffic: Arc<Traffic>,
-    start: Instant,
-    /// Downstream to upstream.
-    up: Cell<u64>,
-    /// Upstream to downstream.
-    down: Cell<u64>,
     path: RefCell<Option<Path>>,
     finished: Cell<bool>,
 }
 
 impl Connection {
-    /// Counts and logs that the connection opened.
-    pub fn open(metrics: &Metrics, ends: Ends, start: Instant) -> Self {
+    /// Counts, registers and logs that the connection opened.
+    pub fn open(shard: &Arc<Shard>, ends: Ends, start: Instant) -> Self {
         let labels = Labels::new(&ends.facts());
-        let traffic = metrics.opened(&labels);
+        let traffic = shard.metrics.opened(&labels);
         log::access(&ends.entry());
         Self {
-            metrics: metrics.clone(),
-            ends,
+            shard: Arc::clone(shard),
+            entry: shard.enter(ends, start),
             labels,
             traffic,
-            start,
-            up: Cell::new(0),
-            down: Cell::new(0),
             path: RefCell::new(None),
             finished: Cell::new(false),
         }
@@ -103,22 +118,28 @@ impl Connection {
         self.path.replace(Some(path));
     }
 
+    /// The hop to the application stands, and this is what the kernel made of it; `place`: where to ask later.
+    pub fn begin_hop(&self, path: Path, place: Option<Place>) {
+        self.entry.begin_hop(path, place);
+        self.set_path(path);
+    }
+
     /// Counts and logs the end.
     pub fn finish(&self, outcome: &Outcome) {
         if self.finished.replace(true) {
             return;
         }
-        self.metrics.closed(&self.labels, outcome.flag());
+        self.shard.metrics.closed(&self.labels, outcome.flag());
+        self.shard.leave(&self.entry);
+        let Entry { ends, start, .. } = &*self.entry;
+        self.shard.refusals.late(&self.shard.pod, ends, outcome);
         // "Sent" is by this side: outbound what the application sent, inbound what it answered.
-        let (sent, received) = match self.ends.reporter {
-            Reporter::Source => (self.up.get(), self.down.get()),
-            Reporter::Destination => (self.down.get(), self.up.get()),
-        };
+        let (sent, received) = self.entry.bytes();
         let (error, path) = (outcome.error(), self.path.borrow());
-        let mut entry = self.ends.entry();
+        let mut entry = ends.entry();
         entry.event = Event::Complete;
         entry.bytes = Some(Bytes { sent, received });
-        entry.duration = Some(self.start.elapsed());
+        entry.duration = Some(start.elapsed());
         entry.error = error.as_deref();
         entry.path = path.as_ref().map(|path| match path.reason {
             _ if path.redirected => Datapath::Ebpf,
@@ -130,12 +151,12 @@ impl Connection {
 
 impl Meter for Connection {
     fn sent(&self, bytes: usize) {
-        self.up.set(self.up.get() + bytes as u64);
+        self.entry.sent(bytes);
         self.traffic.received(bytes);
     }
 
     fn received(&self, bytes: usize) {
-        self.down.set(self.down.get() + bytes as u64);
+        self.entry.received(bytes);
         self.traffic.sent(bytes);
     }
 }

@@ -31,6 +31,7 @@ use crate::grpc::stream::{Call, Status, requests};
 use crate::mesh::SharedMesh;
 use crate::sys::memory;
 use crate::telemetry::metrics::XdsCounts;
+use crate::telemetry::standing::Standing;
 use demand::{Answer, Demand};
 use reader::{BATCH, Done, Reader, Step};
 
@@ -53,6 +54,7 @@ pub struct Client {
     reading: Option<usize>,
     mesh: SharedMesh,
     counts: XdsCounts,
+    standing: Standing,
     synced: watch::Sender<bool>,
     demands: mpsc::Receiver<Demand>,
     waiting: HashMap<Name, Vec<oneshot::Sender<Answer>>>,
@@ -77,7 +79,14 @@ impl Client {
         let server = Server::new(server, credentials, tls);
         let session = Session::new(node, mode);
         let (reader, waiting) = (Reader::start(), HashMap::new());
-        Self { server, session, reader, reading: None, mesh, counts, synced, demands, waiting }
+        let standing = Standing::default();
+        Self { server, session, reader, reading: None, mesh, counts, standing, synced, demands, waiting }
+    }
+
+    /// The same, whose state others can look at.
+    #[must_use]
+    pub fn told_to(self, standing: Standing) -> Self {
+        Self { standing, ..self }
     }
 
     /// Keeps a stream to the control plane, for ever.
@@ -91,6 +100,7 @@ impl Client {
                 Ok(stream) => self.serve(stream).await,
                 Err(ending) => ending,
             };
+            self.standing.disconnected(ending.reason());
             self.finish_reading().await;
             self.counts.terminated(ending.label());
             let after = self.session.ended(entropy()).after;
@@ -124,6 +134,7 @@ impl Client {
             .map_err(|_elapsed| failed("the call was not accepted in time".to_owned()))?
             .map_err(|status| failed(status.to_string()))?;
         info!(address = %self.server.address(), "connected to the control plane");
+        self.standing.connected();
         Ok(Stream { requests, call })
     }
 

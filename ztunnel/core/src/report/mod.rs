@@ -233,6 +233,27 @@ impl Outcome {
         }
     }
 
+    /// Whether the connection came to nothing, or lost its permission: what somebody wants to know whose requests fail.
+    /// Not what ends connections that worked: resets, broken tunnels, the end of a pod.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::BadRequest(_)
+            | Self::Refused(_)
+            | Self::Denied(_)
+            | Self::ConnectFailed { .. }
+            | Self::Tls { .. }
+            | Self::H2 { stage: H2Stage::Handshake, .. }
+            | Self::Http(_)
+            | Self::Identity(_)
+            | Self::Cut(Cut::PolicyChange | Cut::Revoked | Cut::Untracked) => true,
+            Self::Complete
+            | Self::H2 { stage: H2Stage::Stream, .. }
+            | Self::Cut(Cut::Drain | Cut::DrainTimeout | Cut::PoolDrain)
+            | Self::Copy { .. }
+            | Self::Io(_) => false,
+        }
+    }
+
     /// The text of the log's `error` field; nothing for success.
     pub fn error(&self) -> Option<String> {
         (*self != Self::Complete).then(|| self.to_string())

@@ -83,18 +83,18 @@ impl<'a> Stage<'a> {
 
     /// Whether the application has redirected bytes to read.
     pub(super) fn unread(&self, ends: &Ends) -> Result<bool, String> {
-        let place = pair::place(self.kernel, ends.ours.as_fd()).ok_or("not paired")?;
+        let place = pair::locate(self.kernel, ends.ours.as_fd()).1.ok_or("not paired")?;
         self.kernel.has_unread(place).map_err(|error| error.to_string())
     }
 
     /// Has nothing redirected to us any more; the position up to which something was.
     pub(super) fn close_gate(&self, ends: &Ends) -> Result<u64, String> {
-        let place = pair::place(self.kernel, ends.ours.as_fd()).ok_or("not paired")?;
+        let place = pair::locate(self.kernel, ends.ours.as_fd()).1.ok_or("not paired")?;
         self.kernel.close_gate(place).map_err(|error| error.to_string())
     }
 
     pub(super) fn path(&self, ends: &Ends) -> Path {
-        pair::path(self.kernel, ends.ours.as_fd())
+        pair::locate(self.kernel, ends.ours.as_fd()).0
     }
 }
 
