@@ -25,6 +25,7 @@
 //! * [`netns`], [`cgroup`], [`launch`]: where code and programs run. [`cleanup`]: nothing stays behind.
 //! * [`traffic`]: servers and clients that know every byte. [`peer`]: a raw HBONE peer that misbehaves.
 //! * [`observe`]: access log, metrics and what crosses the wire. [`http`]: to ask a ztunnel.
+//! * [`prometheus`]: a real Prometheus, and what `deploy/` gives it to do.
 //! * [`modes`]: one scenario in every mode of the fast path. [`wait`]: conditions with deadlines.
 
 pub mod agent;
@@ -40,6 +41,7 @@ pub mod node;
 pub mod observe;
 pub mod peer;
 pub mod pod;
+pub mod prometheus;
 pub mod redirect;
 pub mod traffic;
 pub mod wait;

@@ -22,6 +22,8 @@ const TOOLS: &[Tool] = &[
     Tool { program: "curl", package: "curl" },
     Tool { program: "python3", package: "python3" },
     Tool { program: "gcc", package: "gcc" },
+    Tool { program: "prometheus", package: "prometheus" },
+    Tool { program: "promtool", package: "prometheus" },
 ];
 
 /// The file by which Debian asks whether an installed service may start.
