@@ -169,7 +169,8 @@ impl Handshake {
             },
             Expect::Name(length) => {
                 let (name, port) = bytes.split_at_checked(length).ok_or(Refusal::Name)?;
-                let host = std::str::from_utf8(name).ok().filter(|name| is_host(name)).ok_or(Refusal::Name)?;
+                let host =
+                    std::str::from_utf8(name).ok().filter(|name| is_host(name)).ok_or(Refusal::Name)?;
                 // Some clients send every address as a name.
                 let target = match host.parse() {
                     Ok(ip) => Target::Addr(canonical(SocketAddr::new(ip, word(port)))),
@@ -190,7 +191,9 @@ fn is_host(name: &str) -> bool {
 
 fn addr<const N: usize>(bytes: &[u8], ip: impl Fn([u8; N]) -> std::net::IpAddr) -> Step {
     match bytes.split_first_chunk() {
-        Some((octets, port)) => Step::Connect(Target::Addr(canonical(SocketAddr::new(ip(*octets), word(port))))),
+        Some((octets, port)) => {
+            Step::Connect(Target::Addr(canonical(SocketAddr::new(ip(*octets), word(port)))))
+        }
         None => Step::Refuse(Refusal::Name),
     }
 }
@@ -211,7 +214,9 @@ mod tests {
         let mut said = Vec::new();
         loop {
             assert!(wanted > 0 && wanted <= 257, "{wanted}");
-            let Some((bytes, rest)) = input.split_at_checked(wanted) else { return (said, None, input.len()) };
+            let Some((bytes, rest)) = input.split_at_checked(wanted) else {
+                return (said, None, input.len());
+            };
             input = rest;
             match handshake.handle(bytes) {
                 Step::Read(next) => wanted = next,
@@ -253,9 +258,17 @@ mod tests {
             (b"\x05\x00", Refusal::Authentication, b"\x05\xff"),
             (b"\x05\x01\x02", Refusal::Authentication, b"\x05\xff"),
             (b"\x05\x01\x00\x05\x02\x00\x01", Refusal::Command(2), b"\x05\x00\x05\x07\x00\x01\0\0\0\0\0\0"),
-            (b"\x05\x01\x00\x05\x01\x00\x09", Refusal::AddressType(9), b"\x05\x00\x05\x08\x00\x01\0\0\0\0\0\0"),
+            (
+                b"\x05\x01\x00\x05\x01\x00\x09",
+                Refusal::AddressType(9),
+                b"\x05\x00\x05\x08\x00\x01\0\0\0\0\0\0",
+            ),
             (b"\x05\x01\x00\x05\x01\x00\x03\x00", Refusal::Name, b"\x05\x00\x05\x04\x00\x01\0\0\0\0\0\0"),
-            (b"\x05\x01\x00\x05\x01\x00\x03\x02a\n\0\0", Refusal::Name, b"\x05\x00\x05\x04\x00\x01\0\0\0\0\0\0"),
+            (
+                b"\x05\x01\x00\x05\x01\x00\x03\x02a\n\0\0",
+                Refusal::Name,
+                b"\x05\x00\x05\x04\x00\x01\0\0\0\0\0\0",
+            ),
         ] {
             let (spoken, end, _) = run(input);
             assert_eq!((spoken.as_slice(), end), (said, Some(Step::Refuse(refusal))), "{input:?}");

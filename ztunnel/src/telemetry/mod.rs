@@ -3,8 +3,10 @@
 //!
 //! * [`log`]: the process' log, text or JSON, written by one thread.
 //! * [`metrics`]: counters and their exposition.
+//! * [`dns`]: the counters of the DNS proxy.
 //! * [`connection`]: one connection's life in both.
 
 pub mod connection;
+pub mod dns;
 pub mod log;
 pub mod metrics;

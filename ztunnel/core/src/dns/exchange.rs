@@ -97,7 +97,9 @@ mod tests {
     use super::*;
 
     fn tries(mut exchange: Exchange) -> Vec<(usize, u64)> {
-        std::iter::from_fn(|| exchange.poll_try()).map(|next| (next.server, next.patience.as_secs())).collect()
+        std::iter::from_fn(|| exchange.poll_try())
+            .map(|next| (next.server, next.patience.as_secs()))
+            .collect()
     }
 
     #[test]

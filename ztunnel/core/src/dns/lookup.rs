@@ -59,16 +59,17 @@ pub fn answer(
     }
     let Some(host) = name::host(question.name) else { return Answer::Forward };
     let Some(found) = find(mesh, &host, client, settings) else { return Answer::Forward };
-    let ipv6 = question.kind == kind::AAAA;
-    let excluded = match found.service.ip_families {
-        Some(IpFamilies::IPv4) => ipv6,
-        Some(IpFamilies::IPv6) => !ipv6,
-        Some(IpFamilies::Dual) | None => false,
+    let wanted = if question.kind == kind::AAAA { IpFamilies::IPv6 } else { IpFamilies::IPv4 };
+    let has_family = match found.service.ip_families {
+        Some(IpFamilies::Dual) | None => true,
+        Some(only) => only == wanted,
     };
-    if excluded || ipv6 && !settings.ipv6 {
+    if !has_family || wanted == IpFamilies::IPv6 && !settings.ipv6 {
         return Answer::NoData(NoData::Family);
     }
-    let mut addresses = addresses(mesh, &found.service, &client.workload.network, ipv6);
+    let mut addresses = addresses(mesh, &found.service, &client.workload.network, |ip| {
+        ip.is_ipv6() == (wanted == IpFamilies::IPv6)
+    });
     if addresses.is_empty() {
         return Answer::NoData(NoData::Empty);
     }
@@ -98,7 +99,12 @@ fn find(mesh: &Mesh, host: &str, client: &Client<'_>, settings: &Settings) -> Op
 }
 
 /// Own namespace, then the last canonical one, then the preferred namespace, then the first.
-fn best<'m>(mesh: &'m Mesh, hostname: &str, namespace: &str, settings: &Settings) -> Option<&'m Arc<Service>> {
+fn best<'m>(
+    mesh: &'m Mesh,
+    hostname: &str,
+    namespace: &str,
+    settings: &Settings,
+) -> Option<&'m Arc<Service>> {
     let mut best: Option<(u8, &Arc<Service>)> = None;
     for service in mesh.services_by_hostname(hostname) {
         if !is_answered(service, &settings.domain) || !service.is_visible_to(namespace) {
@@ -129,15 +135,18 @@ fn is_of_cluster(hostname: &str, domain: &str) -> bool {
     hostname.strip_suffix(domain).is_some_and(|rest| rest.ends_with(".svc."))
 }
 
-fn addresses(mesh: &Mesh, service: &Service, network: &str, ipv6: bool) -> Vec<IpAddr> {
+fn addresses(
+    mesh: &Mesh,
+    service: &Service,
+    network: &str,
+    is_wanted: impl Fn(&IpAddr) -> bool,
+) -> Vec<IpAddr> {
     if !service.vips.is_empty() {
         let reachable = service.vips.iter().filter(|vip| *vip.network == *network);
-        return reachable.map(|vip| vip.ip).filter(|ip| ip.is_ipv6() == ipv6).collect();
+        return reachable.map(|vip| vip.ip).filter(is_wanted).collect();
     }
     let workloads = service.endpoints.keys().filter_map(|uid| mesh.workload_by_uid(uid));
-    workloads
-        .filter_map(|workload| workload.workload_ips.iter().copied().find(|ip| ip.is_ipv6() == ipv6))
-        .collect()
+    workloads.filter_map(|workload| workload.workload_ips.iter().copied().find(&is_wanted)).collect()
 }
 
 /// Every order is as likely (Fisher and Yates).

@@ -116,7 +116,8 @@ mod tests {
     #[test]
     fn what_is_no_name_is_refused() {
         let long = [&[63][..], &[b'a'; 63]].concat().repeat(4);
-        for wrong in [&b""[..], b"\x03ab", b"\x01a", b"\x40", b"\xc0\x0c", b"\x80\x00", &[&long[..], b"\x00"].concat()]
+        for wrong in
+            [&b""[..], b"\x03ab", b"\x01a", b"\x40", b"\xc0\x0c", b"\x80\x00", &[&long[..], b"\x00"].concat()]
         {
             assert_eq!(length(wrong), None, "{wrong:?}");
         }

@@ -135,7 +135,8 @@ pub fn no_data(query: &Query<'_>, domain: &str, limit: usize) -> Vec<u8> {
     let names = [format!("ns.dns.{domain}"), format!("hostmaster.{domain}")].map(|name| name::encode(&name));
     if let [Some(server), Some(mailbox)] = names {
         // Serial, refresh, retry, expire, minimum.
-        let numbers: Vec<u8> = [1, 7200, 1800, 86_400, NEGATIVE_TTL].into_iter().flat_map(u32::to_be_bytes).collect();
+        let numbers: Vec<u8> =
+            [1, 7200, 1800, 86_400, NEGATIVE_TTL].into_iter().flat_map(u32::to_be_bytes).collect();
         if writer.record(&QUESTION, kind::SOA, NEGATIVE_TTL, &[&server, &mailbox, &numbers]) {
             writer.set_count(2, 1);
         }
@@ -155,7 +156,9 @@ pub fn error(query: &Query<'_>, rcode: Rcode) -> Vec<u8> {
 pub fn unanswerable(message: &[u8], why: Unanswerable) -> Option<Vec<u8>> {
     match why {
         Unanswerable::Ignore => None,
-        Unanswerable::Respond(rcode) => Header::parse(message).map(|header| bare(message, header, None, rcode)),
+        Unanswerable::Respond(rcode) => {
+            Header::parse(message).map(|header| bare(message, header, None, rcode))
+        }
     }
 }
 
