@@ -22,6 +22,9 @@ const TOOLS: &[Tool] = &[
     Tool { program: "curl", package: "curl" },
     Tool { program: "python3", package: "python3" },
     Tool { program: "gcc", package: "gcc" },
+    Tool { program: "musl-gcc", package: "musl-tools" },
+    Tool { program: "dig", package: "bind9-dnsutils" },
+    Tool { program: "nsupdate", package: "bind9-dnsutils" },
 ];
 
 /// The file by which Debian asks whether an installed service may start.
