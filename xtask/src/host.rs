@@ -24,6 +24,9 @@ const TOOLS: &[Tool] = &[
     Tool { program: "gcc", package: "gcc" },
     Tool { program: "prometheus", package: "prometheus" },
     Tool { program: "promtool", package: "prometheus" },
+    Tool { program: "musl-gcc", package: "musl-tools" },
+    Tool { program: "dig", package: "bind9-dnsutils" },
+    Tool { program: "nsupdate", package: "bind9-dnsutils" },
 ];
 
 /// The file by which Debian asks whether an installed service may start.

@@ -33,7 +33,7 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let context = &proxy.context;
     let _open = context.shared.metrics.open_socket(Reporter::Destination);
     let _busy = proxy.balance.busy();
-    let Accepted { socket, peer, local, phase } = accepted;
+    let Accepted { socket, peer, local, phase, .. } = accepted;
     let (stream, standing) = match server::accept_tls(socket, &context.certs).await {
         Ok(accepted) => accepted,
         Err(outcome) => return proxy.live.turned_away(Reporter::Destination, peer, local, &outcome),
