@@ -47,9 +47,21 @@ type Evidence = BTreeMap<String, Vec<String>>;
 /// # Errors
 /// A run failed, a mode is not in effect, or the modes differ.
 pub fn in_every_mode(build: impl Fn() -> MeshBuilder, scenario: impl Fn(&Mesh) -> Result<()>) -> Result<()> {
+    in_every_mode_with(build, |_| Ok(()), |mesh, ()| scenario(mesh))
+}
+
+/// The same with something that `prepare` makes before the ztunnels start, such as a control plane.
+///
+/// # Errors
+/// A run failed, a mode is not in effect, or the modes differ.
+pub fn in_every_mode_with<T>(
+    build: impl Fn() -> MeshBuilder,
+    prepare: impl Fn(&Mesh) -> Result<T>,
+    scenario: impl Fn(&Mesh, &T) -> Result<()>,
+) -> Result<()> {
     let mut first: Option<Evidence> = None;
-    each(build, |mesh| {
-        scenario(mesh)?;
+    each(build, prepare, |mesh, prepared| {
+        scenario(mesh, prepared)?;
         let found = evidence(mesh)?;
         first.as_ref().map_or(Ok(()), |expected| compare(expected, &found))?;
         first.get_or_insert(found);
@@ -65,18 +77,39 @@ pub fn in_every_mode_alone(
     build: impl Fn() -> MeshBuilder,
     scenario: impl Fn(&Mesh) -> Result<()>,
 ) -> Result<()> {
-    each(build, scenario)
+    each(build, |_| Ok(()), |mesh, ()| scenario(mesh))
 }
 
-fn each(build: impl Fn() -> MeshBuilder, mut scenario: impl FnMut(&Mesh) -> Result<()>) -> Result<()> {
+/// As [`in_every_mode_with`], where only the scenario's own checks count.
+///
+/// # Errors
+/// A run failed, or a mode is not in effect.
+pub fn in_every_mode_alone_with<T>(
+    build: impl Fn() -> MeshBuilder,
+    prepare: impl Fn(&Mesh) -> Result<T>,
+    scenario: impl Fn(&Mesh, &T) -> Result<()>,
+) -> Result<()> {
+    each(build, prepare, scenario)
+}
+
+fn each<T>(
+    build: impl Fn() -> MeshBuilder,
+    prepare: impl Fn(&Mesh) -> Result<T>,
+    mut scenario: impl FnMut(&Mesh, &T) -> Result<()>,
+) -> Result<()> {
+    // Before a namespace is made: without a binary there is nothing to do.
+    crate::ztunnel_binary()?;
     for mode in chosen(&Mode::EVERY)? {
         let context = || format!("with EBPF_FASTPATH={mode}");
-        let mesh = build().mode(mode).start().with_context(context)?;
-        let result = in_effect(&mesh, mode).and_then(|()| scenario(&mesh));
+        let mesh = build().mode(mode).build().with_context(context)?;
+        let prepared = prepare(&mesh).with_context(context)?;
+        let result =
+            mesh.launch().and_then(|()| in_effect(&mesh, mode)).and_then(|()| scenario(&mesh, &prepared));
         if let Err(error) = result {
             mesh.print_logs();
             return Err(error.context(context()));
         }
+        drop(prepared);
         mesh.stop().with_context(context)?;
     }
     Ok(())

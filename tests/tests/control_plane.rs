@@ -69,6 +69,13 @@ fn pulse(mesh: &Mesh) -> Pulse {
     Pulse::start(mesh.pod("client").dial((mesh.vip(WEB), 80).into()).unwrap(), REST)
 }
 
+/// What the doctor says about the node's istiod: mark and detail.
+fn diagnosis(node: &Node) -> String {
+    let output = node.ztunnel(["doctor"]).unwrap().output().unwrap();
+    let report = String::from_utf8(output.stdout).unwrap();
+    report.lines().filter(|line| line.contains(" istiod")).collect::<Vec<_>>().join("\n")
+}
+
 /// What the node says it is still waiting for.
 fn pending(node: &Node) -> String {
     node.get(READINESS, "/healthz/ready").map(|response| response.body).unwrap_or_default()
@@ -152,9 +159,13 @@ fn a_control_plane_that_is_down_at_start_is_waited_for_by_name() {
         wait::until("several attempts, each reported", SOON, said).unwrap();
         assert_eq!(node.agent().snapshots(), 0, "pods are served by a mesh that nobody knows");
     }
+    let doctor = diagnosis(mesh.node("n1"));
+    assert!(doctor.contains("refused") && doctor.contains("token for istiod"), "{doctor}");
     istiod.resume().unwrap();
     ready(&mesh);
     assert!(answers(&mesh));
+    let doctor = diagnosis(mesh.node("n1"));
+    assert!(doctor.contains("its certificate is trusted"), "{doctor}");
     let reason = [("reason", "ConnectionError")];
     assert!(mesh.node("n1").metrics().unwrap().sum("istio_xds_connection_terminations_total", &reason) > 2.5);
     drop(server);

@@ -27,6 +27,7 @@ use crate::inpod::Agent;
 use crate::inpod::pods::Pods;
 use crate::mesh::SharedMesh;
 use crate::proxy::Shared;
+use crate::proxy::unknown::UnknownPolicies;
 use crate::sys::memory::{self, Ebb};
 use crate::sys::netns;
 use crate::telemetry::log;
@@ -83,6 +84,7 @@ pub fn run(env: &impl Env) -> anyhow::Result<()> {
         mesh,
         certs: CertStore::new(Tls { config: config.tunnels.tls, revocations }),
         metrics: Metrics::new(config.telemetry.series),
+        unknown_policies: UnknownPolicies::default(),
         fastpath: FastPath::start(config.fastpath.clone()),
         refusals: Refusals::default(),
         standings: Standings::default(),
@@ -158,6 +160,9 @@ async fn serve(shared: Arc<Shared>, tag: String, demands: mpsc::Receiver<Demand>
         // No pod is served by a mesh that is not known yet. The sender lives as long as the client, which is for ever.
         drop(synced.wait_for(|synced| *synced).await);
         readiness.done(STATE_MANAGER);
+        if let Some(own) = &shared.config.self_proxy {
+            pods.start_self(own).context("ztunnel's own HBONE listener starts")?;
+        }
         match &shared.config.mode {
             ProxyMode::Shared => {
                 let agent = Agent::new(shared.config.inpod_uds.clone(), pods.clone(), ready)

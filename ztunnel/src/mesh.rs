@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 use ztunnel_core::Name;
+use ztunnel_core::identity::Identity;
 use ztunnel_core::mesh::{Change, Effect, Mesh, Workload};
 use ztunnel_core::route::Refusal;
 
@@ -21,7 +22,7 @@ pub struct SharedMesh {
     mesh: Arc<RwLock<Mesh>>,
     /// Counts the changes, so that a task can wait for the next one.
     generation: Arc<watch::Sender<u64>>,
-    /// Counts the changes after which an open connection may no longer be allowed.
+    /// Wakes after changes with which an open connection may no longer be allowed; counts those of policies.
     authorizations: Arc<watch::Sender<u64>>,
     /// Where to ask for what is not in it; `None`: it is whole.
     demands: Option<Demands>,
@@ -54,12 +55,12 @@ impl SharedMesh {
         let mut effect = Effect::default();
         let mut mesh = self.mesh.write();
         for change in changes {
-            effect = effect.and(mesh.apply(change));
+            effect = effect.max(mesh.apply(change));
         }
         drop(mesh);
         self.generation.send_modify(|generation| *generation += 1);
-        if effect == Effect::Authorization {
-            self.authorizations.send_modify(|generation| *generation += 1);
+        if effect != Effect::None {
+            self.authorizations.send_modify(|policies| *policies += u64::from(effect == Effect::Policies));
         }
     }
 
@@ -71,7 +72,8 @@ impl SharedMesh {
         }
     }
 
-    /// Changes after which an open connection may no longer be allowed.
+    /// Changes after which an open connection may no longer be allowed. The value is another one if that concerns all
+    /// connections; else it concerns those to a workload that [`SharedMesh::find_local`] describes in another way.
     pub fn authorization_changes(&self) -> watch::Receiver<u64> {
         self.authorizations.subscribe()
     }
@@ -100,10 +102,7 @@ impl SharedMesh {
 
     /// The workload of a local pod, if the control plane has described it.
     pub fn find_local(&self, pod: &LocalPod) -> Option<Arc<Workload>> {
-        self.read(|mesh| {
-            mesh.local_workload(&pod.name, &pod.namespace, &pod.service_account, pod.node.as_deref())
-                .map(Arc::clone)
-        })
+        self.read(|mesh| pod.find(mesh).map(Arc::clone))
     }
 
     /// The workload of a local pod. Waits a little, since the node agent may be faster than the control plane.
@@ -140,9 +139,25 @@ pub struct LocalPod {
     pub service_account: Arc<str>,
     /// Only workloads of this node count; `None`: of any.
     pub node: Option<Arc<str>>,
+    /// The trust domain of its certificate; `None`: what its workload says.
+    pub trust_domain: Option<Arc<str>>,
 }
 
 impl LocalPod {
+    /// Who it is, as its certificate says it.
+    pub fn identity(&self, workload: &Workload) -> Identity {
+        let told = workload.identity();
+        match &self.trust_domain {
+            Some(trust_domain) => Identity { trust_domain: Arc::clone(trust_domain), ..told },
+            None => told,
+        }
+    }
+
+    /// Its workload, if the mesh knows it.
+    pub fn find<'m>(&self, mesh: &'m Mesh) -> Option<&'m Arc<Workload>> {
+        mesh.local_workload(&self.name, &self.namespace, &self.service_account, self.node.as_deref())
+    }
+
     fn unknown(&self) -> Refusal {
         Refusal::LocalWorkloadUnknown {
             name: Arc::clone(&self.name),

@@ -13,20 +13,42 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tracing::error;
 
+use crate::dns;
 use crate::proxy::balance::{Balance, Inbox};
 use crate::proxy::phase::PhaseWatch;
 use crate::proxy::socket::Listener;
 use crate::proxy::{self, PodContext};
 
 /// The listeners of one pod for one worker.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct PodListeners {
-    /// 15001.
-    pub outbound: Listener,
-    /// 15006.
-    pub plaintext: Listener,
-    /// 15008.
-    pub hbone: Listener,
+    /// 15001; `None`: nothing that the pod sends is redirected to us.
+    pub outbound: Option<Listener>,
+    /// 15006; `None`: nothing that it receives is.
+    pub plaintext: Option<Listener>,
+    /// 15008; `None`: no tunnel ends here.
+    pub hbone: Option<Listener>,
+    /// 15080.
+    pub socks5: Option<Listener>,
+    /// 15053.
+    pub dns: dns::Listeners,
+}
+
+impl PodListeners {
+    /// The same listeners for another worker.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let clone = |listener: &Option<Listener>| listener.as_ref().map(Listener::try_clone).transpose();
+        Ok(Self {
+            outbound: clone(&self.outbound)?,
+            plaintext: clone(&self.plaintext)?,
+            hbone: clone(&self.hbone)?,
+            socks5: clone(&self.socks5)?,
+            dns: self.dns.try_clone()?,
+        })
+    }
 }
 
 /// A pod that a worker is to serve.
@@ -95,6 +117,23 @@ impl Workers {
             if worker.send(Start { context, listeners, balance, phase, alive }).is_err() {
                 error!("a worker thread is gone");
             }
+        }
+    }
+}
+
+impl Workers {
+    /// Has one worker serve a pod alone.
+    pub fn start_alone(
+        &self,
+        context: &Arc<PodContext>,
+        listeners: PodListeners,
+        phase: &PhaseWatch,
+        alive: &mpsc::Sender<()>,
+    ) {
+        let (context, phase, alive) = (Arc::clone(context), phase.clone(), alive.clone());
+        let start = Start { context, listeners, balance: Balance::alone(&self.loads), phase, alive };
+        if self.threads.first().is_none_or(|worker| worker.send(start).is_err()) {
+            error!("a worker thread is gone");
         }
     }
 }

@@ -192,7 +192,6 @@ struct Subscription {
     names: BTreeSet<String>,
     /// Name to version of what the client has.
     held: HashMap<String, String>,
-    nonce: String,
 }
 
 impl Ads {
@@ -287,12 +286,10 @@ impl Stream<'_> {
             return Ok(Some(self.subscribe(request)));
         };
         if !request.response_nonce.is_empty() {
-            let nonce = request.response_nonce;
-            if subscription.nonce == nonce {
-                self.standing(|standing| {
-                    standing.unanswered.remove(&nonce);
-                });
-            }
+            // Also one that a later response has overtaken: it is answered all the same.
+            self.standing(|standing| {
+                standing.unanswered.remove(&request.response_nonce);
+            });
             return Ok(None);
         }
         let names: Vec<String> = request
@@ -309,7 +306,7 @@ impl Stream<'_> {
         let subscribe = request.resource_names_subscribe;
         let wildcard = subscribe.is_empty() && request.resource_names_unsubscribe.is_empty();
         let names = subscribe.into_iter().filter(|name| name != "*").collect();
-        let subscription = Subscription { wildcard, names, held, nonce: String::new() };
+        let subscription = Subscription { wildcard, names, held };
         self.subscriptions.insert(type_url.clone(), subscription);
         let revision = *self.ads.revision.borrow();
         self.standing(|standing| {
@@ -383,9 +380,6 @@ impl Stream<'_> {
     async fn send(&mut self, mut response: DeltaDiscoveryResponse, responses: &mut Responses) -> Result<()> {
         self.nonces += 1;
         response.nonce = format!("{}-{}", self.number, self.nonces);
-        if let Some(subscription) = self.subscriptions.get_mut(&response.type_url) {
-            subscription.nonce.clone_from(&response.nonce);
-        }
         let nonce = response.nonce.clone();
         self.standing(|standing| {
             standing.unanswered.insert(nonce);

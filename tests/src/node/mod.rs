@@ -197,13 +197,27 @@ impl Node {
         Ok(successor)
     }
 
+    /// The ztunnel program in the node's namespace, cgroup and settings, with other arguments than a proxy's.
+    ///
+    /// # Errors
+    /// There is no binary.
+    pub fn ztunnel<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Result<Launch> {
+        self.program(&self.netns).map(|launch| launch.args(args))
+    }
+
     fn process_in(&self, netns: &Netns) -> Result<Process> {
+        let launch = self.program(netns)?.args(["proxy", "ztunnel"]);
         let mut settings = self.settings.lock();
         settings.starts += 1;
         let files = self.folder.join(format!("{}.{}", self.name, settings.starts));
+        drop(settings);
+        Process::start(launch, &files)
+    }
+
+    fn program(&self, netns: &Netns) -> Result<Launch> {
+        let settings = self.settings.lock();
         let program = settings.program.clone().map_or_else(crate::ztunnel_binary, Ok)?;
         let mut launch = Launch::new(netns, Some(&self.cgroup), &program.to_string_lossy())
-            .args(["proxy", "ztunnel"])
             .clean_env()
             .current_dir(&self.folder)
             .env("NODE_NAME", &self.name)
@@ -213,8 +227,7 @@ impl Node {
         for (name, value) in &settings.environment {
             launch = launch.env(name, value);
         }
-        drop(settings);
-        Process::start(launch, &files)
+        Ok(launch)
     }
 
     /// Waits until ztunnel says that it is ready.

@@ -22,6 +22,8 @@ use ztunnel_core::route::{self, Outbound, Routing};
 const WORKLOADS: usize = 1000;
 /// Policies that the destination has to pass.
 const POLICIES: usize = 10;
+/// Policies and rules of each that a destination of another namespace has to pass.
+const MANY: (usize, usize) = (1000, 10);
 
 struct World {
     mesh: Mesh,
@@ -29,6 +31,34 @@ struct World {
     server: std::sync::Arc<Workload>,
     identity: Identity,
     headers: HeaderMap,
+    /// A mesh with [`MANY`] policies for `guarded`, none of which means anybody.
+    strict: Mesh,
+    guarded: std::sync::Arc<Workload>,
+}
+
+/// Policies as people write them: by identity, service account, address and namespace, with a port.
+fn many_policies() -> Mesh {
+    let mut yaml = String::from(
+        "workloads:\n- {uid: guarded, name: guarded, namespace: bank, workloadIps: [10.2.0.1], services: {}}\npolicies:\n",
+    );
+    for policy in 0..MANY.0 {
+        let rules: Vec<String> = (0..MANY.1)
+            .map(|rule| match rule % 4 {
+                0 => format!("[[{{principals: [{{Exact: td/ns/bank/sa/p{policy}r{rule}}}]}}], [{{destinationPorts: [8080]}}]]"),
+                1 => format!("[[{{serviceAccounts: [{{namespace: bank, serviceAccount: p{policy}r{rule}}}]}}]]"),
+                2 => format!("[[{{sourceIps: [11.{}.{}.0/24], notDestinationPorts: [9090]}}]]", policy / 250, policy % 250),
+                _ => format!("[[{{namespaces: [{{Exact: team-{policy}}}, {{Prefix: guest-{policy}-}}], destinationPorts: [8080]}}]]"),
+            })
+            .collect();
+        // Writing to a string cannot fail.
+        writeln!(
+            yaml,
+            "- {{name: p{policy}, namespace: bank, scope: Namespace, action: Deny, dryRun: false, rules: [{}]}}",
+            rules.join(", ")
+        )
+        .ok();
+    }
+    local::parse(&yaml).expect("this text is a mesh")
 }
 
 impl World {
@@ -70,7 +100,9 @@ impl World {
             &TraceParent::new(&mut || 7),
         );
         let headers = request.expect("a valid request").headers().clone();
-        Self { mesh, client, server, identity, headers }
+        let strict = many_policies();
+        let guarded = std::sync::Arc::clone(strict.workload_by_uid("guarded").expect("one of those above"));
+        Self { mesh, client, server, identity, headers, strict, guarded }
     }
 
     fn facts(&self) -> Facts<'_> {
@@ -100,7 +132,16 @@ const PARTS: &[Part] = &[
             dst: "10.1.0.2:8080".parse().expect("an address"),
             identity: Some(&world.identity),
         };
-        assert!(black_box(authz::evaluate(&world.mesh, &facts)).allowed);
+        assert!(black_box(authz::evaluate(&world.mesh, &facts, authz::Unknown::Skip)).allowed);
+    }),
+    ("pass ten thousand rules", |world| {
+        let facts = authz::Facts {
+            destination: &world.guarded,
+            source_ip: "10.1.0.1".parse().expect("an address"),
+            dst: "10.2.0.1:8080".parse().expect("an address"),
+            identity: Some(&world.identity),
+        };
+        assert!(black_box(authz::evaluate(&world.strict, &facts, authz::Unknown::Skip)).allowed);
     }),
     ("read a CONNECT", |world| {
         let request = connect::parse_request("CONNECT", Some("10.1.0.2:8080"), &world.headers);

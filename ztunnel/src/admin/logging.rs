@@ -4,6 +4,7 @@
 use http::{Method, Response, StatusCode};
 
 use super::http::{Body, text};
+use super::query::Query;
 use crate::telemetry::log::{self, From};
 
 const HELP: &str = "\
@@ -17,19 +18,13 @@ TARGET: access, dns, or a module such as ztunnel::proxy, ztunnel::xds
 ";
 
 /// Shows or changes the levels.
-pub(super) fn answer(method: &Method, query: &str) -> Response<Body> {
+pub(super) fn answer(method: &Method, query: &Query) -> Response<Body> {
     if method != Method::POST {
         return text(StatusCode::METHOD_NOT_ALLOWED, format!("Invalid HTTP method\n{HELP}"));
     }
-    let (mut level, mut from) = (String::new(), From::Now);
-    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-        match &*name {
-            "level" => level = value.into_owned(),
-            "reset" => from = From::Start,
-            _ => {}
-        }
-    }
-    match log::change(from, &level) {
+    let level = query.get("level").unwrap_or_default();
+    let from = if query.has("reset") { From::Start } else { From::Now };
+    match log::change(from, level) {
         Ok(levels) => text(StatusCode::OK, format!("current log level is {levels}\n")),
         Err(error) => text(
             StatusCode::BAD_REQUEST,

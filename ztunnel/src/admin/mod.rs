@@ -4,26 +4,38 @@
 //! * [`http`]: a small HTTP/1.1 server for all three. [`encoding`]: what it compresses.
 //! * [`scrape`]: the metrics.
 //! * [`readiness`]: what the node still waits for.
-//! * [`dump`]: `/config_dump` and `/status`. [`logging`]: `/logging`. [`profiles`]: `/debug/pprof`.
+//! * [`dump`]: `/config_dump`, for istioctl. [`logging`]: `/logging`. [`profiles`]: `/debug/pprof`.
+//! * [`page`]: what a person looks at; it asks [`status`] and [`connections`]. [`problems`]: what is wrong.
+//! * [`denials`]: who was turned away, and by which policy. [`query`]: how requests are read.
 
+pub mod connections;
+pub mod denials;
 pub mod dump;
 pub mod encoding;
 pub mod http;
 mod logging;
+pub mod page;
+pub mod problems;
 mod profiles;
+mod query;
 pub mod readiness;
 mod scrape;
+pub mod status;
 
+use std::io::Write as _;
 use std::sync::Arc;
 
 use ::http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use serde::Serialize;
 use tokio::sync::mpsc;
 use tracing::info;
 
 use crate::inpod::pods::{Pods, Switch};
 use crate::proxy::Shared;
+use connections::Wanted;
 use http::{Body, text};
+use query::Query;
 use readiness::Readiness;
 
 /// Localhost only.
@@ -33,7 +45,7 @@ pub const METRICS_PORT: u16 = 15020;
 /// On all addresses.
 pub const READINESS_PORT: u16 = 15021;
 
-const HELP: &str = "GET  /config_dump\nGET  /status\nPOST /logging?level=...\nPOST /accel?state=on|off[&pod=namespace/name]\nPOST /quitquitquit\n";
+const HELP: &str = "GET  /\nGET  /config_dump\nGET  /status\nGET  /connections[?pod=namespace/name&peer=text&path=ebpf|tcp&limit=n]\nGET  /denials[?pod=namespace/name]\nPOST /logging[?level=...][&reset]\nGET  /debug/pprof/profile[?seconds=n&frequency=hz]\nGET  /debug/pprof/heap\nPOST /debug/pprof/heap/profiling?activate=true|false\nPOST /accel?state=on|off[&pod=namespace/name]\nPOST /quitquitquit\n";
 
 /// What the side doors look at.
 #[derive(Debug, Clone)]
@@ -80,14 +92,26 @@ impl Doors {
     /// 15000.
     pub async fn admin(self, request: Request<Incoming>) -> Response<Body> {
         match (request.method(), request.uri().path()) {
-            (&Method::GET, "/") => text(StatusCode::OK, HELP),
+            (_, "/") => page::answer(),
+            (_, "/help") => text(StatusCode::OK, HELP),
             (_, "/config_dump") => dump::config_dump(self),
-            (_, "/status") => http::json(&dump::status(&self)),
-            (method, "/logging") => logging::answer(method, request.uri().query().unwrap_or_default()),
-            (_, "/debug/pprof/profile") => profiles::cpu(request.uri().query().unwrap_or_default()).await,
+            (method, "/logging") => logging::answer(method, &query(&request)),
+            (_, "/debug/pprof/profile") => profiles::cpu(&query(&request)).await,
             (_, "/debug/pprof/heap") => profiles::heap(),
-            (_, "/debug/pprof/heap/profiling") => profiles::switch(request.uri().query().unwrap_or_default()),
-            (&Method::POST, "/accel") => self.accelerate(request.uri().query().unwrap_or_default()),
+            (_, "/debug/pprof/heap/profiling") => profiles::switch(&query(&request)),
+            (_, "/status") => shown(move || status::status(&self)),
+            (_, "/connections") => match Wanted::parse(&query(&request)) {
+                Ok(wanted) => shown(move || connections::answer(&self, &wanted)),
+                Err(error) => text(StatusCode::BAD_REQUEST, error + "\n"),
+            },
+            (_, "/denials") => {
+                let query = query(&request);
+                shown(move || {
+                    let refusals = self.shared.refusals.list();
+                    denials::list(&self.shared, refusals, query.get("pod"))
+                })
+            }
+            (&Method::POST, "/accel") => self.accelerate(&query(&request)),
             (&Method::POST, "/quitquitquit") => {
                 info!("asked to shut down by the admin server");
                 // A full channel means that somebody has asked already.
@@ -100,24 +124,20 @@ impl Doors {
     }
 
     /// Switches the fast path: `state=on|off`, for the node or for `pod=namespace/name`.
-    fn accelerate(&self, query: &str) -> Response<Body> {
-        let value = |wanted: &str| {
-            query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == wanted)
-        };
-        let switch = match value("state") {
-            Some((_, "on")) => Switch::On,
-            Some((_, "off")) => Switch::Off,
+    fn accelerate(&self, query: &Query) -> Response<Body> {
+        let switch = match query.get("state") {
+            Some("on") => Switch::On,
+            Some("off") => Switch::Off,
             _ => return text(StatusCode::BAD_REQUEST, "expected state=on or state=off\n"),
         };
         let state = if switch == Switch::On { "on" } else { "off" };
-        match value("pod") {
+        match query.get("pod") {
             None => {
                 self.shared.fastpath.set_node(switch == Switch::On);
                 text(StatusCode::OK, format!("fast path of the node: {state}\n"))
             }
-            Some((_, pod)) => {
-                let pod = pod.replace("%2F", "/").replace("%2f", "/");
-                if self.pods.accelerate(&pod, switch) {
+            Some(pod) => {
+                if self.pods.accelerate(pod, switch) {
                     text(StatusCode::OK, format!("fast path of {pod}: {state}\n"))
                 } else {
                     text(StatusCode::NOT_FOUND, format!("no pod {pod} with a fast path is served here\n"))
@@ -125,4 +145,18 @@ impl Doors {
             }
         }
     }
+}
+
+fn query(request: &Request<Incoming>) -> Query {
+    Query::parse(request.uri().query().unwrap_or_default())
+}
+
+/// What is asked for as JSON. Made on a thread of its own: to look at every connection may take a while, and the thread of
+/// the side doors has the mesh to keep.
+fn shown<T: Serialize>(make: impl FnOnce() -> T + Send + 'static) -> Response<Body> {
+    http::streamed("application/json", move |mut chunks| {
+        serde_json::to_writer_pretty(&mut chunks, &make())?;
+        chunks.write_all(b"\n")?;
+        chunks.flush()
+    })
 }

@@ -8,27 +8,19 @@ use http::{Response, StatusCode};
 use ztunnel_core::profile::{Head, Measure, Symbol, encode};
 
 use super::http::{Body, streamed, text};
+use super::query::Query;
 use crate::sys::cpu_profile::CpuProfile;
 use crate::sys::heap_profile::{self, INTERVAL, Switch};
 
 const BINARY: &str = "application/octet-stream";
 
 /// Where the CPU time goes, for the next `seconds`.
-pub(super) async fn cpu(query: &str) -> Response<Body> {
-    let (mut seconds, mut frequency) = (10, 100);
-    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-        let (slot, most) = match &*name {
-            "seconds" => (&mut seconds, 300),
-            "frequency" => (&mut frequency, 1000),
-            _ => continue,
+pub(super) async fn cpu(query: &Query) -> Response<Body> {
+    let (seconds, frequency) =
+        match (number(query, "seconds", 10, 300), number(query, "frequency", 100, 1000)) {
+            (Ok(seconds), Ok(frequency)) => (seconds, frequency),
+            (Err(error), _) | (_, Err(error)) => return text(StatusCode::BAD_REQUEST, error),
         };
-        match value.parse::<u32>() {
-            Ok(number) if (1..=most).contains(&number) => *slot = number,
-            _ => {
-                return text(StatusCode::BAD_REQUEST, format!("invalid {name} value; expected 1-{most}\n"));
-            }
-        }
-    }
     let (begun, clock) = (SystemTime::now(), Instant::now());
     let profile = match CpuProfile::start(frequency) {
         Ok(profile) => profile,
@@ -48,6 +40,14 @@ pub(super) async fn cpu(query: &str) -> Response<Body> {
     };
     let stacks = samples.stacks.into_iter().map(move |stack| (stack, vec![1, period]));
     written(head, stacks)
+}
+
+fn number(query: &Query, name: &str, default: u32, most: u32) -> Result<u32, String> {
+    match query.get(name).map(str::parse) {
+        None => Ok(default),
+        Some(Ok(number)) if (1..=most).contains(&number) => Ok(number),
+        Some(_) => Err(format!("invalid {name} value; expected 1-{most}\n")),
+    }
 }
 
 /// What is allocated and not free, of what was allocated since profiling is on.
@@ -73,9 +73,8 @@ pub(super) fn heap() -> Response<Body> {
 }
 
 /// Switches the heap profile.
-pub(super) fn switch(query: &str) -> Response<Body> {
-    let activate = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "activate");
-    match activate.as_ref().map(|(_, value)| &**value) {
+pub(super) fn switch(query: &Query) -> Response<Body> {
+    match query.get("activate") {
         Some("true") => heap_profile::switch(Switch::On),
         Some("false") => heap_profile::switch(Switch::Off),
         _ => return text(StatusCode::BAD_REQUEST, "expected activate=true or activate=false\n"),

@@ -118,7 +118,9 @@ fn node(doors: &Doors, out: &mut Exposition<impl Write>) -> io::Result<()> {
         states[index].1 += 1;
     }
     out.family(&families::CERTIFICATES, states.map(|(state, count)| ([state], count)))?;
-    out.family(&families::EXPIRY, first.map(|seconds| ([], seconds)))
+    out.family(&families::EXPIRY, first.map(|seconds| ([], seconds)))?;
+    let unknown = doors.shared.unknown_policies.counts();
+    out.family(&families::UNKNOWN_POLICY, [(["skipped"], unknown.skipped), (["denied"], unknown.denied)])
 }
 
 /// Seconds since 1970.

@@ -2,11 +2,13 @@
 //! What the operator asked for: one struct per subsystem, read once at start.
 //!
 //! * [`mod@env`]: the environment. * [`proxy_config`]: Istio's mesh configuration.
+//! * [`mod@dns`]: the DNS proxy.
 //! * [`mode`], [`threads`]: whom we serve, and with how many threads.
 //! * [`control_plane`], [`ca`], [`xds`]: the servers of the control plane. [`telemetry`]: what is reported.
 
 pub mod ca;
 pub mod control_plane;
+pub mod dns;
 pub mod env;
 pub mod mode;
 pub mod proxy_config;
@@ -15,16 +17,19 @@ mod threads;
 pub mod xds;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use ztunnel_core::authz::Unknown;
 use ztunnel_core::fastpath::{Mode, Pattern};
 
 use crate::admin::{ADMIN_PORT, METRICS_PORT};
 use crate::fastpath;
 pub use ca::CaConfig;
+use dns::DnsConfig;
 pub use env::ConfigError;
 use env::{Env, boolean, duration, number, parsed};
-pub use mode::ProxyMode;
+pub use mode::{ProxyMode, SelfProxy};
 use proxy_config::ProxyConfig;
 use telemetry::TelemetryConfig;
 use xds::XdsConfig;
@@ -34,6 +39,14 @@ use xds::XdsConfig;
 pub struct Config {
     /// Whom we serve.
     pub mode: ProxyMode,
+    /// Who we are ourselves, if peers may reach us over HBONE.
+    pub self_proxy: Option<SelfProxy>,
+    /// `ENABLE_PROXY`: pods' connections come to us; if not, only their DNS queries do.
+    pub proxy: bool,
+    /// The DNS proxy; `None`: queries do not come to us.
+    pub dns: Option<Arc<DnsConfig>>,
+    /// `UNSTABLE_ENABLE_SOCKS5`: applications may say where they want to go.
+    pub socks5: bool,
     /// Who we are.
     pub node: NodeConfig,
     /// The side doors.
@@ -58,6 +71,8 @@ pub struct Config {
     pub log_policies: bool,
     /// Metrics and access log.
     pub telemetry: TelemetryConfig,
+    /// `AUTHZ_UNKNOWN_POLICY`: what a policy means that a pod names and that has not arrived.
+    pub unknown_policies: Unknown,
     /// How long connections may go on after a stop was asked for.
     pub drain_deadline: Duration,
     /// The fast path.
@@ -157,18 +172,23 @@ impl Config {
     /// # Errors
     /// The first setting that cannot be used.
     pub fn from_env(env: &impl Env) -> Result<Self, ConfigError> {
-        if !parsed(env, "ENABLE_PROXY", true, boolean)? {
-            let accepted = "expected true: without the proxy there is nothing to run";
-            return Err(unsupported("ENABLE_PROXY", "false", accepted));
-        }
         let mode = mode::read(env)?;
         let proxy = ProxyConfig::read(env)?;
+        let is_proxy = parsed(env, "ENABLE_PROXY", true, boolean)?;
+        let dns = dns::read(env, &proxy, &mode)?;
+        if !is_proxy && dns.is_none() {
+            let accepted = "without the proxy and without the DNS proxy (ISTIO_META_DNS_CAPTURE) there is nothing to run";
+            return Err(unsupported("ENABLE_PROXY", "false", accepted));
+        }
         let mesh = mesh_source(env)?;
         Ok(Self {
             ports: Ports {
                 admin: proxy.proxy_admin_port.unwrap_or(ADMIN_PORT),
                 metrics: proxy.stats_port.unwrap_or(METRICS_PORT),
             },
+            proxy: is_proxy,
+            dns: dns.map(Arc::new),
+            socks5: parsed(env, "UNSTABLE_ENABLE_SOCKS5", false, boolean)?,
             node: NodeConfig {
                 name: env.get("NODE_NAME").filter(|name| !name.is_empty()),
                 network: env.get("NETWORK").unwrap_or_default(),
@@ -183,8 +203,10 @@ impl Config {
             workers: threads::read(env, &proxy)?,
             log_policies: parsed(env, "AUTHZ_POLICY_INFO_LOGGING", false, boolean)?,
             telemetry: telemetry::read(env)?,
+            unknown_policies: parsed(env, "AUTHZ_UNKNOWN_POLICY", Unknown::Skip, unknown_policies)?,
             drain_deadline: drain_deadline(env)?,
             fastpath: fastpath_config(env)?,
+            self_proxy: mode::read_self(env, &mode),
             mode,
         })
     }
@@ -245,6 +267,14 @@ fn tunnels(env: &impl Env) -> Result<TunnelConfig, ConfigError> {
         response_baggage: parsed(env, "ENABLE_RESPONSE_BAGGAGE", true, boolean)?,
         tls: tls(env)?,
     })
+}
+
+fn unknown_policies(text: &str) -> Result<Unknown, String> {
+    match text {
+        "skip" => Ok(Unknown::Skip),
+        "deny" => Ok(Unknown::Deny),
+        _ => Err("expected skip or deny".to_owned()),
+    }
 }
 
 fn mesh_source(env: &impl Env) -> Result<MeshSource, ConfigError> {
@@ -343,7 +373,10 @@ mod tests {
         for (name, value) in [
             ("XDS_ADDRESS", "http://istiod:15012"),
             ("PROXY_MODE", "both"),
-            ("ENABLE_PROXY", "false"),
+            ("ENABLE_PROXY", "no"),
+            ("UNSTABLE_ENABLE_SOCKS5", "1"),
+            ("CLUSTER_DOMAIN", "."),
+            ("ISTIO_META_DNS_PROXY_ADDR", "15053"),
             ("COMPLIANCE_POLICY", "fips"),
             ("PROXY_CONFIG", "concurrency: many"),
             ("SECRET_TTL", "0"),
@@ -351,6 +384,7 @@ mod tests {
             ("PACKET_MARK", "-1"),
             ("POOL_MAX_STREAMS_PER_CONNECTION", "0"),
             ("HTTP2_FRAME_SIZE", "100"),
+            ("AUTHZ_UNKNOWN_POLICY", "allow"),
             ("EBPF_FASTPATH", "yes"),
             ("EBPF_MAX_CONNECTIONS", "63"),
             ("EBPF_MAX_CONNECTIONS", "1048577"),
@@ -367,6 +401,9 @@ mod tests {
             assert_eq!(read(&[(name, value)]).unwrap_err().name, name);
         }
         assert!(read(&[("LOCAL_XDS_PATH", "a"), ("LOCAL_XDS", "b")]).is_err());
+        let nothing = [("ENABLE_PROXY", "false"), ("ISTIO_META_DNS_CAPTURE", "false")];
+        assert_eq!(read(&nothing).unwrap_err().name, "ENABLE_PROXY");
+        assert!(!read(&nothing[..1]).unwrap().proxy, "DNS alone is something");
     }
 
     #[test]

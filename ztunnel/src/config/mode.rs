@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Whom this process serves: every pod of the node, or one workload. Source: data-plane contract, section 0.2.
+//! Whom this process serves: every pod of the node, or one workload; and who it is itself. Source: data-plane contract,
+//! sections 0.2 and 3.6.
 
 use std::sync::Arc;
 
@@ -49,9 +50,49 @@ pub(super) fn read(env: &impl Env) -> Result<ProxyMode, ConfigError> {
     }
 }
 
+/// Who this process is itself, so that peers may reach its metrics over HBONE.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SelfProxy {
+    /// `POD_NAMESPACE`, `POD_NAME`, `SERVICE_ACCOUNT`.
+    pub workload: WorkloadInfo,
+    /// `TRUST_DOMAIN` of its certificate; `None`: what the mesh says.
+    pub trust_domain: Option<Arc<str>>,
+}
+
+/// Reads the variables; `None` in dedicated mode, or where one of the three names is missing.
+pub(super) fn read_self(env: &impl Env, mode: &ProxyMode) -> Option<SelfProxy> {
+    let get = |name: &str| {
+        env.get(name).map(|value| Arc::from(value.trim())).filter(|value: &Arc<str>| !value.is_empty())
+    };
+    if *mode != ProxyMode::Shared {
+        return None;
+    }
+    let workload = WorkloadInfo {
+        namespace: get("POD_NAMESPACE")?,
+        name: get("POD_NAME")?,
+        service_account: get("SERVICE_ACCOUNT")?,
+    };
+    Some(SelfProxy { workload, trust_domain: get("TRUST_DOMAIN") })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_shared_proxy_that_knows_its_own_name_is_a_workload_itself() {
+        let all =
+            [("POD_NAMESPACE", "istio-system"), ("POD_NAME", "ztunnel-x"), ("SERVICE_ACCOUNT", "ztunnel")];
+        let own = read_self(&&all[..], &ProxyMode::Shared).unwrap();
+        assert_eq!((&*own.workload.name, own.trust_domain), ("ztunnel-x", None));
+        for missing in 0..all.len() {
+            let rest: Vec<_> =
+                all.iter().enumerate().filter(|(at, _)| *at != missing).map(|(_, one)| *one).collect();
+            assert_eq!(read_self(&&rest[..], &ProxyMode::Shared), None);
+        }
+        let dedicated = ProxyMode::Dedicated(own.workload);
+        assert_eq!(read_self(&&all[..], &dedicated), None);
+    }
 
     #[test]
     fn a_dedicated_proxy_is_told_whose_it_is() {

@@ -64,8 +64,21 @@ pub(super) struct Facts {
     pub(super) sockets: Sockets,
     /// What eBPF allows.
     pub(super) bpf: Bpf,
+    /// The servers of the control plane that the settings name.
+    pub(super) control_plane: Vec<Remote>,
     /// What is around us.
     pub(super) host: Host,
+}
+
+/// A server of the control plane.
+#[derive(Clone, Debug)]
+pub(super) struct Remote {
+    /// `istiod` or `CA`.
+    pub(super) name: &'static str,
+    /// Roots were read, and TCP, TLS and HTTP/2 came about.
+    pub(super) reached: Outcome,
+    /// What calls would show of us could be read.
+    pub(super) token: Outcome,
 }
 
 /// What sockets and namespaces allow.

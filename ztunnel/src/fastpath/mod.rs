@@ -243,6 +243,12 @@ impl FastPath {
         }
     }
 
+    /// Whether the kernel may carry this pod's bytes now.
+    pub fn is_on(&self, cookie: u64) -> bool {
+        let state = self.0.state.lock();
+        state.node_on && state.pods.get(&cookie).is_some_and(|pod| pod.on != 0)
+    }
+
     /// Switches one pod; takes effect with the next message. `false` if it is not enrolled.
     pub fn set_pod(&self, cookie: u64, on: bool) -> bool {
         let mut state = self.0.state.lock();

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -14,9 +15,12 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 use ztunnel_core::addr::{INBOUND_HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT};
 use ztunnel_core::fastpath::Eligibility;
+use ztunnel_core::socks5;
 use ztunnel_core::zds::{PodInfo, StartError, Uid};
 
 use crate::config::mode::WorkloadInfo;
+use crate::config::{Config, SelfProxy, SocketConfig};
+use crate::dns::{self, PodDns};
 use crate::mesh::LocalPod;
 use crate::proxy::phase::{Phase, PhaseWatch};
 use crate::proxy::socket::{ListenerKind, PodSockets};
@@ -40,6 +44,8 @@ struct Inner {
     gauges: PodGauges,
     served: Mutex<BTreeMap<Uid, Served>>,
     pending: Mutex<BTreeMap<Uid, PodInfo>>,
+    /// Our own listener: no pod of the node agent's, and none that anybody counts.
+    own: Mutex<Option<watch::Sender<Phase>>>,
     /// The sender is cloned into every worker's task of every pod: when all clones are gone, everything has ended.
     /// Empty once a drain has begun: no pod is started any more.
     alive: Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>,
@@ -52,33 +58,12 @@ struct Served {
     eligibility: Eligibility,
 }
 
-/// What the admin server shows of a pod.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct PodStatus {
-    /// The node agent's id.
-    pub uid: String,
-    /// Pod name.
-    pub name: String,
-    /// Kubernetes namespace.
-    pub namespace: String,
-    /// Service account.
-    pub service_account: String,
-    /// Kernel id of the network namespace.
-    pub netns_cookie: u64,
-    /// Fast-path level: off, half or full.
-    pub level: String,
-    /// Why that level.
-    pub reason: String,
-    /// Open connections.
-    pub connections: usize,
-}
-
 impl Pods {
     /// No pods yet.
     pub fn new(shared: Arc<Shared>, workers: Workers, gauges: PodGauges) -> Self {
         let alive = Mutex::new(Some(mpsc::channel(1)));
-        let (served, pending) = Default::default();
-        Self(Arc::new(Inner { shared, workers, gauges, served, pending, alive }))
+        let (served, pending, own) = Default::default();
+        Self(Arc::new(Inner { shared, workers, gauges, served, pending, own, alive }))
     }
 
     /// Starts the proxy of one pod: its listeners are bound when this returns.
@@ -109,30 +94,25 @@ impl Pods {
         let eligibility = inner.shared.fastpath.enroll(cookie, &info.namespace, &info.service_account);
         let sockets =
             PodSockets::new(Arc::clone(&netns), inner.shared.config.sockets, inner.shared.fastpath.clone());
-        let bound = (0..inner.workers.count()).map(|_| bind(&sockets)).collect::<io::Result<Vec<_>>>();
+        let bound = bind(&sockets, &inner.shared.config, inner.workers.count());
         let listeners = bound.map_err(|error| {
             inner.shared.fastpath.withdraw(cookie);
             start_error(&error)
         })?;
         let (phase, watch) = PhaseWatch::new();
-        let pod = LocalPod {
-            name: Arc::clone(&info.name),
-            namespace: Arc::clone(&info.namespace),
-            service_account: Arc::clone(&info.service_account),
-            node: inner.shared.config.node.name.as_deref().map(Arc::from),
-        };
-        let live = Registry::new(
-            pod.to_string().into(),
-            inner.shared.metrics.clone(),
-            inner.shared.refusals.clone(),
-        );
+        let pod = self.local_pod(info.clone(), None);
+        let live = self.registry(&pod);
         let context = Arc::new(PodContext {
             uid: Arc::clone(uid),
             certs: inner.shared.certs.pod(inner.shared.mesh.clone(), pod.clone()),
             pod,
             netns_cookie: cookie,
             sockets,
-            keep_source: listeners.iter().all(|listeners| listeners.hbone.transparent),
+            dns: inner.shared.config.dns.as_ref().map(|dns| PodDns::new(dns, &info.namespace)),
+            keep_source: listeners
+                .iter()
+                .flat_map(|listeners| &listeners.hbone)
+                .all(|hbone| hbone.transparent),
             shared: Arc::clone(&inner.shared),
             connections: AtomicUsize::new(0),
             live,
@@ -148,6 +128,60 @@ impl Pods {
         }
         inner.gauges.active(inner.served.lock().len());
         Ok(())
+    }
+
+    /// Lets peers reach this process itself over HBONE, in its own namespace and with ordinary sockets.
+    ///
+    /// # Errors
+    /// The listener cannot be bound.
+    pub fn start_self(&self, own: &SelfProxy) -> Result<(), StartError> {
+        let inner = &self.0;
+        let alive = inner.alive.lock().as_ref().map(|(sender, _)| sender.clone());
+        let alive = alive.ok_or_else(|| StartError::Failed("shutting down".into()))?;
+        let netns = Arc::new(Netns::own().map_err(|error| start_error(&error))?);
+        let netns_cookie = netns.cookie();
+        let config = SocketConfig {
+            mark: 0,
+            mark_listeners: false,
+            port_reuse: false,
+            original_source: Some(false),
+            ..inner.shared.config.sockets
+        };
+        let sockets = PodSockets::new(netns, config, inner.shared.fastpath.clone());
+        let hbone = sockets.listen(INBOUND_HBONE_PORT, ListenerKind::Inbound);
+        let hbone = hbone.map_err(|error| start_error(&error))?;
+        let WorkloadInfo { namespace, name, service_account } = own.workload.clone();
+        let pod = self.local_pod(PodInfo { name, namespace, service_account }, own.trust_domain.clone());
+        let live = self.registry(&pod);
+        let context = Arc::new(PodContext {
+            uid: Uid::from("ztunnel"),
+            certs: inner.shared.certs.pod(inner.shared.mesh.clone(), pod.clone()),
+            pod,
+            netns_cookie,
+            sockets,
+            dns: None,
+            keep_source: false,
+            shared: Arc::clone(&inner.shared),
+            connections: AtomicUsize::new(0),
+            live,
+        });
+        let (phase, watch) = PhaseWatch::new();
+        let listeners = PodListeners { hbone: Some(hbone), ..PodListeners::default() };
+        inner.workers.start_alone(&context, listeners, &watch, &alive);
+        info!(pod = %context.pod, "ztunnel itself is reached over HBONE");
+        *inner.own.lock() = Some(phase);
+        Ok(())
+    }
+
+    fn registry(&self, pod: &LocalPod) -> Registry {
+        let shared = &self.0.shared;
+        Registry::new(pod.to_string().into(), shared.metrics.clone(), shared.refusals.clone())
+    }
+
+    fn local_pod(&self, info: PodInfo, trust_domain: Option<Arc<str>>) -> LocalPod {
+        let PodInfo { name, namespace, service_account } = info;
+        let node = self.0.shared.config.node.name.as_deref().map(Arc::from);
+        LocalPod { name, namespace, service_account, node, trust_domain }
     }
 
     /// Stops the proxy of one pod and cuts its connections at once.
@@ -178,16 +212,15 @@ impl Pods {
         self.0.pending.lock().clone()
     }
 
-    /// The pods that are served, with their connections.
-    pub fn contexts(&self) -> Vec<Arc<PodContext>> {
-        self.0.served.lock().values().map(|served| Arc::clone(&served.context)).collect()
-    }
-
     /// Stops accepting everywhere, and lets open connections finish. Returns when all have, or were cut at `deadline`.
     pub async fn drain(&self, deadline: Duration) {
         let Some(alive) = self.0.alive.lock().take() else { return };
         for served in self.0.served.lock().values() {
             served.phase.send_replace(Phase::Draining);
+        }
+        let own = self.0.own.lock().take();
+        if let Some(phase) = &own {
+            phase.send_replace(Phase::Draining);
         }
         let (ours, mut ended) = alive;
         drop(ours);
@@ -198,6 +231,9 @@ impl Pods {
         let served = std::mem::take(&mut *self.0.served.lock());
         for served in served.values() {
             self.end(served);
+        }
+        if let Some(phase) = own {
+            phase.send_replace(Phase::Cut);
         }
         // The cut takes no longer than dropping sockets does.
         drop(tokio::time::timeout(CUT_TIMEOUT, ended.recv()).await);
@@ -214,9 +250,14 @@ impl Pods {
     }
 
     /// The pods, by the node agent's id.
-    pub fn status(&self) -> Vec<PodStatus> {
+    pub fn contexts(&self) -> Vec<Arc<PodContext>> {
+        self.0.served.lock().values().map(|served| Arc::clone(&served.context)).collect()
+    }
+
+    /// The same, and how far the kernel carries their bytes.
+    pub fn served(&self) -> Vec<(Arc<PodContext>, Eligibility)> {
         let served = self.0.served.lock();
-        served.values().map(Served::status).collect()
+        served.values().map(|served| (Arc::clone(&served.context), served.eligibility)).collect()
     }
 
     /// Switches the fast path of one pod, named `namespace/name`. `false`: no such pod is served.
@@ -238,28 +279,32 @@ pub enum Switch {
     Off,
 }
 
-impl Served {
-    fn status(&self) -> PodStatus {
-        let pod = &self.context.pod;
-        PodStatus {
-            uid: self.context.uid.to_string(),
-            name: pod.name.to_string(),
-            namespace: pod.namespace.to_string(),
-            service_account: pod.service_account.to_string(),
-            netns_cookie: self.context.netns_cookie,
-            level: self.eligibility.level.to_string(),
-            reason: self.eligibility.reason.to_string(),
-            connections: self.context.connections.load(Ordering::Relaxed),
-        }
+/// The listeners of every worker. The kernel spreads connections over them; where they may not share their ports, they
+/// are the same sockets, and the first worker to look takes a connection.
+fn bind(sockets: &PodSockets, config: &Config, workers: usize) -> io::Result<Vec<PodListeners>> {
+    if sockets.share_ports() {
+        return (0..workers).map(|_| bind_all(sockets, config)).collect();
     }
+    let first = bind_all(sockets, config)?;
+    let others: io::Result<Vec<_>> = (1..workers).map(|_| first.try_clone()).collect();
+    Ok(std::iter::once(first).chain(others?).collect())
 }
 
-fn bind(sockets: &PodSockets) -> io::Result<PodListeners> {
-    Ok(PodListeners {
-        outbound: sockets.listen(OUTBOUND_PORT, ListenerKind::Outbound)?,
-        plaintext: sockets.listen(INBOUND_PLAINTEXT_PORT, ListenerKind::Inbound)?,
-        hbone: sockets.listen(INBOUND_HBONE_PORT, ListenerKind::Inbound)?,
-    })
+fn bind_all(sockets: &PodSockets, config: &Config) -> io::Result<PodListeners> {
+    let mut all = PodListeners::default();
+    if config.proxy {
+        all.outbound = Some(sockets.listen(OUTBOUND_PORT, ListenerKind::Outbound)?);
+        all.plaintext = Some(sockets.listen(INBOUND_PLAINTEXT_PORT, ListenerKind::Inbound)?);
+        all.hbone = Some(sockets.listen(INBOUND_HBONE_PORT, ListenerKind::Inbound)?);
+        if config.socks5 {
+            let address = (Ipv4Addr::LOCALHOST, socks5::PORT).into();
+            all.socks5 = Some(sockets.listen_at(address, ListenerKind::Local)?);
+        }
+    }
+    if let Some(config) = &config.dns {
+        all.dns = dns::bind(sockets, config.listen)?;
+    }
+    Ok(all)
 }
 
 /// Kept as pending and tried again: a descriptor keeps its namespace alive, so whatever it is may go away.

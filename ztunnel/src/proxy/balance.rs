@@ -45,6 +45,12 @@ impl Balance {
         inboxes.into_iter().enumerate().map(of).collect()
     }
 
+    /// That of a pod that the first worker serves alone.
+    pub fn alone(loads: &Arc<[AtomicUsize]>) -> (Self, Inbox) {
+        let (own, inbox) = mpsc::channel(UNDERWAY);
+        (Self { index: 0, loads: Arc::clone(loads), others: [own].into() }, inbox)
+    }
+
     /// Something to do, for as long as the guard lives.
     pub(super) fn busy(&self) -> Busy {
         self.loads[self.index].fetch_add(1, Ordering::Relaxed);
@@ -54,7 +60,7 @@ impl Balance {
     /// Gives the socket to the worker with the least to do; returns it if that is this one.
     pub(super) fn place(&self, socket: TcpStream, peer: SocketAddr) -> Option<TcpStream> {
         let load = |index: &usize| self.loads[*index].load(Ordering::Relaxed);
-        let least = (0..self.loads.len()).min_by_key(load).unwrap_or(self.index);
+        let least = (0..self.others.len()).min_by_key(load).unwrap_or(self.index);
         if load(&least) >= load(&self.index) {
             return Some(socket);
         }

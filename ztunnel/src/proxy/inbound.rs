@@ -4,7 +4,7 @@
 //!
 //! Nothing is answered before the application is connected: 200 means that it is there.
 
-use std::net::SocketAddr;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,11 +13,9 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use http::{HeaderMap, Response, StatusCode};
 use tokio::net::TcpStream;
-use tracing::{debug, info, warn};
+use tracing::debug;
 use ztunnel_core::addr::Authority;
-use ztunnel_core::authz;
 use ztunnel_core::hbone::{ConnectRequest, baggage, connect};
-use ztunnel_core::identity::Identity;
 use ztunnel_core::mesh::{Mesh, Workload};
 use ztunnel_core::report::{Cut, Leg, Outcome, Reporter, Security};
 use ztunnel_core::route::{self, Inbound, InboundTarget};
@@ -35,7 +33,7 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let context = &proxy.context;
     let _open = context.shared.metrics.open_socket(Reporter::Destination);
     let _busy = proxy.balance.busy();
-    let Accepted { socket, peer, local, phase } = accepted;
+    let Accepted { socket, peer, local, phase, .. } = accepted;
     let (stream, standing) = match server::accept_tls(socket, &context.certs).await {
         Ok(accepted) => accepted,
         Err(outcome) => return proxy.live.turned_away(Reporter::Destination, peer, local, &outcome),
@@ -117,15 +115,16 @@ async fn open(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incoming) -> 
         };
     let ends = shared.mesh.read(|mesh| ends(mesh, shared, &peer, &request, &local, &target));
     let connection = Connection::open(&proxy.live, ends, start);
-    let arrival = Arrival {
-        local: &local,
-        source: peer.address,
-        target: target.addr,
-        identity: peer.identity.as_ref(),
-    };
     let permission = proxy.permissions.watch(peer.address, target.addr, peer.identity.as_ref());
-    let connected = match admit(shared, &arrival) {
-        Ok(()) => deliver(&proxy, &peer, &target).await,
+    let connected = match permission.ask(&proxy.context) {
+        Ok(()) => {
+            let delivered = permission.hold(deliver(&proxy, &peer, &target));
+            tokio::select! {
+                connected = delivered => connected,
+                // What nobody waits for any more must not cost a socket until the application answers.
+                () = given_up(&mut respond) => Err(Outcome::Io("the peer gave up before the application answered".into())),
+            }
+        }
         Err(denied) => Err(denied),
     };
     let application = match connected {
@@ -213,36 +212,9 @@ async fn deliver(proxy: &PodProxy, peer: &TunnelPeer, target: &InboundTarget) ->
     connected.map_err(|error| Outcome::connect_failed(&error, Leg::Plain))
 }
 
-/// A connection that asks to be let in.
-pub(super) struct Arrival<'a> {
-    pub(super) local: &'a Workload,
-    pub(super) source: SocketAddr,
-    pub(super) target: SocketAddr,
-    pub(super) identity: Option<&'a Identity>,
-}
-
-/// Asks the policies, and logs what the operator wants to know of the verdict.
-pub(super) fn admit(shared: &Shared, arrival: &Arrival<'_>) -> Result<(), Outcome> {
-    let facts = authz::Facts {
-        destination: arrival.local,
-        source_ip: arrival.source.ip(),
-        dst: arrival.target,
-        identity: arrival.identity,
-    };
-    let verdict = shared.mesh.read(|mesh| authz::evaluate(mesh, &facts));
-    for name in &verdict.missing {
-        warn!(policy = %name, "skipping unknown policy {name}");
-    }
-    for dry_run in &verdict.dry_run {
-        info!(policy = dry_run.policy().map(|name| &**name), source = %arrival.source, "{}", dry_run.event());
-    }
-    let policy = verdict.because.policy().map(|name| &**name);
-    if shared.config.log_policies {
-        info!(policy, source = %arrival.source, "{}", verdict.because.event());
-    } else {
-        debug!(policy, source = %arrival.source, "{}", verdict.because.event());
-    }
-    if verdict.allowed { Ok(()) } else { Err(Outcome::Denied(verdict.because.to_string())) }
+/// Ready once the peer has reset the stream, or the tunnel is gone.
+async fn given_up(respond: &mut SendResponse<Bytes>) {
+    drop(poll_fn(|cx| respond.poll_reset(cx)).await);
 }
 
 /// Answers with the outcome's status, and ends the stream.

@@ -3,9 +3,10 @@
 //!
 //! * [`accept`]: ① who called, and where did they want to go?
 //! * [`outbound`]: ③ opens the next hop that the core chose (② is [`ztunnel_core::route::outbound`]).
+//! * [`socks5`]: who says where to go, instead of being redirected.
 //! * [`inbound`]: serves one CONNECT of a tunnel. * [`passthrough`]: serves one plaintext connection.
 //! * [`balance`]: which worker serves a new tunnel.
-//! * [`permission`]: what admitted a connection must go on to admit it.
+//! * [`permission`]: what admitted a connection must go on to admit it. * [`unknown`]: policies that have not arrived.
 //! * [`relay`]: ⑥ how bytes flow and how a connection ends. * [`splice`]: bulk between two TCP sockets.
 //! * [`socket`]: the sockets themselves. * [`time_wait`]: what they leave behind. * [`phase`]: the end of a pod.
 
@@ -18,8 +19,10 @@ mod permission;
 pub mod phase;
 pub mod relay;
 pub mod socket;
+mod socks5;
 mod splice;
 pub mod time_wait;
+pub mod unknown;
 
 use std::cell::RefCell;
 use std::os::fd::AsFd as _;
@@ -29,11 +32,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::HeaderValue;
 use tokio::net::TcpStream;
+use ztunnel_core::Name;
 use ztunnel_core::hbone::{Baggage, baggage};
 use ztunnel_core::mesh::Workload;
 
 use crate::certs::{CertStore, PodCerts};
 use crate::config::Config;
+use crate::dns::{self, PodDns};
 use crate::fastpath::FastPath;
 use crate::hbone::pool::TunnelPool;
 use crate::mesh::{LocalPod, SharedMesh};
@@ -49,6 +54,7 @@ use phase::PhaseWatch;
 use relay::{Reads, Side};
 use socket::PodSockets;
 use time_wait::TimeWaits;
+use unknown::UnknownPolicies;
 
 /// What every pod of the node shares.
 #[derive(Debug)]
@@ -61,6 +67,8 @@ pub struct Shared {
     pub certs: CertStore,
     /// All counters.
     pub metrics: Metrics,
+    /// Policies that pods name and that have not arrived.
+    pub unknown_policies: UnknownPolicies,
     /// The fast path.
     pub fastpath: FastPath,
     /// Who was turned away lately.
@@ -82,6 +90,8 @@ pub struct PodContext {
     pub certs: Arc<PodCerts>,
     /// Makes its sockets.
     pub sockets: PodSockets,
+    /// Its DNS proxy, if queries come to us.
+    pub dns: Option<PodDns>,
     /// Applications see the client's own address.
     pub keep_source: bool,
     /// The node.
@@ -90,6 +100,16 @@ pub struct PodContext {
     pub connections: AtomicUsize,
     /// The open connections themselves.
     pub live: Registry,
+}
+
+impl PodContext {
+    /// Policies that the pod names and that have not arrived.
+    pub fn unknown_policies(&self) -> Vec<Name> {
+        self.shared.mesh.read(|mesh| {
+            let workload = self.pod.find(mesh);
+            workload.map(|workload| mesh.policies_for(workload).missing).unwrap_or_default()
+        })
+    }
 }
 
 /// One pod on one worker.
@@ -175,12 +195,30 @@ pub async fn serve_pod(
     phase: PhaseWatch,
 ) {
     let proxy = PodProxy::new(context, balance);
-    let PodListeners { outbound, plaintext, hbone } = listeners;
+    let PodListeners { outbound, plaintext, hbone, socks5, dns } = listeners;
     let serve = async {
         tokio::join!(
-            accept::serve(&proxy, outbound, None, &phase, outbound::serve),
-            accept::serve(&proxy, plaintext, None, &phase, passthrough::serve),
-            accept::serve(&proxy, hbone, Some(inbox), &phase, inbound::serve),
+            async {
+                if let Some(outbound) = outbound {
+                    accept::serve(&proxy, outbound, None, &phase, outbound::serve).await;
+                }
+            },
+            async {
+                if let Some(plaintext) = plaintext {
+                    accept::serve(&proxy, plaintext, None, &phase, passthrough::serve).await;
+                }
+            },
+            async {
+                if let Some(hbone) = hbone {
+                    accept::serve(&proxy, hbone, Some(inbox), &phase, inbound::serve).await;
+                }
+            },
+            async {
+                if let Some(socks5) = socks5 {
+                    accept::serve(&proxy, socks5, None, &phase, socks5::serve).await;
+                }
+            },
+            dns::run(&proxy.context, dns, &phase),
         )
     };
     tokio::select! {

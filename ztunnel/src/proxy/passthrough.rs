@@ -9,7 +9,6 @@ use ztunnel_core::report::{Cut, Leg, Outcome, Reporter, Security};
 use ztunnel_core::route;
 
 use super::accept::Accepted;
-use super::inbound::{Arrival, admit};
 use super::relay::{self, Side};
 use super::socket::Guarded;
 use super::{Counted, PodProxy, application_side, observe};
@@ -55,14 +54,17 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
         target: target.addr,
     };
     let connection = Connection::open(&proxy.live, ends, start);
-    let arrival = Arrival { local: &local, source: peer, target: target.addr, identity: None };
     let permission = proxy.permissions.watch(peer, target.addr, None);
-    let ended = match admit(shared, &arrival) {
+    let ended = match permission.ask(context) {
         Err(denied) => Err(denied),
         Ok(()) => {
             let source = context.keep_source.then_some(peer.ip());
-            match context.sockets.deliver(target.addr, source).await {
-                Err(error) => Err(Outcome::connect_failed(&error, Leg::Plain)),
+            let connected = async {
+                let connected = context.sockets.deliver(target.addr, source).await;
+                connected.map_err(|error| Outcome::connect_failed(&error, Leg::Plain))
+            };
+            match permission.hold(connected).await {
+                Err(outcome) => Err(outcome),
                 Ok(application) => {
                     let mut application = Guarded::new(application);
                     let side = application_side(shared, &connection, &mut application);

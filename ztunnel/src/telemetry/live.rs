@@ -51,7 +51,7 @@ struct Book {
 }
 
 /// What a pod's connections have carried, the closed ones too.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Totals {
     /// Connections that were opened.
     pub opened: u64,

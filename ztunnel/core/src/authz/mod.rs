@@ -5,10 +5,12 @@
 //! reason, and beside it what policies on trial would have done.
 //!
 //! Invariants: a matching deny policy wins, whatever allows; where an allow policy applies, what none of
-//! them matches is denied; a policy on trial never changes the answer.
+//! them matches is denied; a policy on trial never changes the answer. Of several policies that decide alike, the reason
+//! names the first: by key among those of the namespace, then among the global ones, then as the workload names them.
 //!
 //! Previous: [`crate::route::inbound`] found the target. Next: the shell connects, or refuses.
 
+mod news;
 mod rule;
 #[cfg(test)]
 mod tests;
@@ -16,10 +18,11 @@ mod tests;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use self::rule::{Subject, policy_matches};
+pub use self::news::News;
+use self::rule::{policy_matches, rule_matches};
 use crate::Name;
 use crate::identity::Identity;
-use crate::mesh::{Action, Mesh, Policy, Workload};
+use crate::mesh::{Action, AppliedPolicies, Mesh, Policy, Subject, Workload};
 
 /// What is known of an inbound connection when it is judged.
 #[derive(Clone, Copy, Debug)]
@@ -43,8 +46,21 @@ pub struct Verdict {
     pub because: Because,
     /// What policies would have done that are only tried. To be logged, in this order.
     pub dry_run: Vec<DryRun>,
-    /// Policies that the workload names and that are not known (yet); they are skipped.
+    /// Policies that the workload names and that are not known (yet).
     pub missing: Vec<Name>,
+}
+
+/// What a policy means that a workload names and that is not known.
+///
+/// It may be on its way: the control plane describes workloads and policies in separate messages. It may also never come,
+/// and what it would have denied is let in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unknown {
+    /// Nothing: the other policies decide.
+    #[default]
+    Skip,
+    /// Nobody is let in before it is known.
+    Deny,
 }
 
 /// The reason of a verdict. Policies are named `namespace/name`.
@@ -58,15 +74,28 @@ pub enum Because {
     DeniedBy(Name),
     /// Denied: policies say who may, and none of them means this connection.
     NotAllowed,
+    /// Denied: nobody knows what this policy says.
+    Unknown(Name),
+    /// Denied: the mesh does not know the destination any more.
+    NoWorkload,
 }
 
 impl Because {
+    /// Whether the connection is admitted.
+    #[must_use]
+    pub fn allows(&self) -> bool {
+        match self {
+            Self::NoAllowPolicies | Self::AllowedBy(_) => true,
+            Self::DeniedBy(_) | Self::NotAllowed | Self::Unknown(_) | Self::NoWorkload => false,
+        }
+    }
+
     /// The policy that decided, if one did.
     #[must_use]
     pub fn policy(&self) -> Option<&Name> {
         match self {
-            Self::AllowedBy(policy) | Self::DeniedBy(policy) => Some(policy),
-            Self::NoAllowPolicies | Self::NotAllowed => None,
+            Self::AllowedBy(policy) | Self::DeniedBy(policy) | Self::Unknown(policy) => Some(policy),
+            Self::NoAllowPolicies | Self::NotAllowed | Self::NoWorkload => None,
         }
     }
 
@@ -78,6 +107,8 @@ impl Because {
             Self::AllowedBy(_) => "allow policy match",
             Self::DeniedBy(_) => "deny policy match",
             Self::NotAllowed => "no allow policies matched",
+            Self::Unknown(_) => "unknown policy, deny",
+            Self::NoWorkload => "workload not found, deny",
         }
     }
 }
@@ -89,6 +120,8 @@ impl fmt::Display for Because {
             Self::AllowedBy(policy) => write!(f, "explicitly allowed by: {policy}"),
             Self::DeniedBy(policy) => write!(f, "explicitly denied by: {policy}"),
             Self::NotAllowed => f.write_str("allow policies exist, but none allowed"),
+            Self::Unknown(policy) => write!(f, "policy is not known (yet): {policy}"),
+            Self::NoWorkload => f.write_str("workload not found"),
         }
     }
 }
@@ -127,7 +160,7 @@ impl DryRun {
 
 /// Judges an inbound connection.
 #[must_use]
-pub fn evaluate(mesh: &Mesh, facts: &Facts<'_>) -> Verdict {
+pub fn evaluate(mesh: &Mesh, facts: &Facts<'_>, unknown: Unknown) -> Verdict {
     let applied = mesh.policies_for(facts.destination);
     let subject = Subject {
         identity: facts.identity,
@@ -136,56 +169,86 @@ pub fn evaluate(mesh: &Mesh, facts: &Facts<'_>) -> Verdict {
         destination_ip: facts.dst.ip().to_canonical(),
         destination_port: facts.dst.port(),
     };
-    let policies = |action: Action, dry_run: Enforcement| {
-        applied
-            .known
-            .iter()
-            .filter(move |(_, policy)| policy.action == action && Enforcement::of(policy) == dry_run)
-    };
-    let matches = |policy: &Policy| policy_matches(policy, &subject);
-    let first_match = |action: Action| {
-        let found = policies(action, Enforcement::Enforced).find(|(_, policy)| matches(policy));
-        found.map(|&(key, _)| Name::clone(key))
-    };
-
-    let mut dry_run: Vec<DryRun> = policies(Action::Deny, Enforcement::DryRun)
-        .filter(|(_, policy)| matches(policy))
-        .map(|&(key, _)| DryRun::Deny(Name::clone(key)))
-        .collect();
-    let because = match first_match(Action::Deny) {
-        Some(policy) => Because::DeniedBy(policy),
-        None => {
-            let none_enforced = policies(Action::Allow, Enforcement::Enforced).next().is_none();
-            let on_trial: Vec<_> = policies(Action::Allow, Enforcement::DryRun).collect();
-            let before = dry_run.len();
-            let allowing = on_trial.iter().filter(|(_, policy)| matches(policy));
-            dry_run.extend(allowing.map(|&&(key, _)| DryRun::Allow(Name::clone(key))));
-            if none_enforced && !on_trial.is_empty() && dry_run.len() == before {
+    let found = Found::among(&applied, &subject);
+    let mut dry_run: Vec<DryRun> = found.tried_denies.into_iter().cloned().map(DryRun::Deny).collect();
+    let because = match (found.deny, applied.missing.first()) {
+        (Some(policy), _) => Because::DeniedBy(Name::clone(policy)),
+        (None, Some(policy)) if unknown == Unknown::Deny => Because::Unknown(Name::clone(policy)),
+        (None, _) => {
+            let allows = applied.allows();
+            if allows.enforced == 0 && allows.tried > 0 && found.tried_allows.is_empty() {
                 dry_run.push(DryRun::NoneAllowed);
             }
-            match first_match(Action::Allow) {
-                _ if none_enforced => Because::NoAllowPolicies,
-                Some(policy) => Because::AllowedBy(policy),
+            dry_run.extend(found.tried_allows.into_iter().cloned().map(DryRun::Allow));
+            match found.allow {
+                _ if allows.enforced == 0 => Because::NoAllowPolicies,
+                Some(policy) => Because::AllowedBy(Name::clone(policy)),
                 None => Because::NotAllowed,
             }
         }
     };
-    let allowed = match because {
-        Because::NoAllowPolicies | Because::AllowedBy(_) => true,
-        Because::DeniedBy(_) | Because::NotAllowed => false,
-    };
-    Verdict { allowed, because, dry_run, missing: applied.missing }
+    Verdict { allowed: because.allows(), because, dry_run, missing: applied.missing }
 }
 
-/// Whether a policy counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Enforcement {
-    Enforced,
-    DryRun,
+/// The policies that match.
+#[derive(Debug, Default)]
+struct Found<'m> {
+    /// The first that denies.
+    deny: Option<&'m Name>,
+    /// The first that allows.
+    allow: Option<&'m Name>,
+    /// Those that would deny.
+    tried_denies: Vec<&'m Name>,
+    /// Those that would allow.
+    tried_allows: Vec<&'m Name>,
 }
 
-impl Enforcement {
-    fn of(policy: &Policy) -> Self {
-        if policy.dry_run { Self::DryRun } else { Self::Enforced }
+impl<'m> Found<'m> {
+    fn among(applied: &AppliedPolicies<'m>, subject: &Subject<'_>) -> Self {
+        let mut all = Self::default();
+        for set in applied.sets.iter().flatten() {
+            let mut of_set = Self::default();
+            set.suspects(subject, |key, policy, rule| {
+                if rule_matches(rule, subject) {
+                    of_set.add(key, policy);
+                }
+            });
+            all.append(of_set);
+        }
+        for (key, policy) in &applied.named {
+            if policy_matches(policy, subject) {
+                let mut one = Self::default();
+                one.add(key, policy);
+                all.append(one);
+            }
+        }
+        all
+    }
+
+    /// Adds a policy of a set, whose rules come in no order.
+    fn add(&mut self, key: &'m Name, policy: &Policy) {
+        let first = match (policy.action, policy.dry_run) {
+            (Action::Deny, false) => &mut self.deny,
+            (Action::Allow, false) => &mut self.allow,
+            (Action::Deny, true) => return self.tried_denies.push(key),
+            (Action::Allow, true) => return self.tried_allows.push(key),
+        };
+        if first.is_none_or(|first| key < first) {
+            *first = Some(key);
+        }
+    }
+
+    /// Adds what comes after all of these.
+    fn append(&mut self, mut later: Self) {
+        self.deny = self.deny.or(later.deny);
+        self.allow = self.allow.or(later.allow);
+        for (all, more) in [
+            (&mut self.tried_denies, &mut later.tried_denies),
+            (&mut self.tried_allows, &mut later.tried_allows),
+        ] {
+            more.sort_unstable();
+            more.dedup();
+            all.append(more);
+        }
     }
 }

@@ -10,24 +10,13 @@ use ipnet::IpNet;
 
 use crate::addr::canonical_net;
 use crate::identity::Identity;
-use crate::mesh::{Clause, Match, Policy, Rule, ServiceAccountMatch, StringMatch};
-
-/// A connection as policies see it.
-#[derive(Debug)]
-pub(super) struct Subject<'a> {
-    pub(super) identity: Option<&'a Identity>,
-    /// The identity without `spiffe://`.
-    pub(super) principal: Option<String>,
-    pub(super) source_ip: IpAddr,
-    pub(super) destination_ip: IpAddr,
-    pub(super) destination_port: u16,
-}
+use crate::mesh::{Clause, Match, Policy, Rule, ServiceAccountMatch, StringMatch, Subject};
 
 pub(super) fn policy_matches(policy: &Policy, subject: &Subject<'_>) -> bool {
     policy.rules.iter().any(|rule| rule_matches(rule, subject))
 }
 
-fn rule_matches(rule: &Rule, subject: &Subject<'_>) -> bool {
+pub(super) fn rule_matches(rule: &Rule, subject: &Subject<'_>) -> bool {
     rule.clauses.iter().all(|clause| clause_matches(clause, subject))
 }
 
@@ -50,7 +39,7 @@ fn match_matches(one: &Match, subject: &Subject<'_>) -> bool {
         destination_ports,
         not_destination_ports,
     } = one;
-    let namespace = subject.identity.map_or("", |identity| &*identity.namespace);
+    let namespace = subject.namespace();
     let principal = subject.principal.as_deref();
     // A connection without identity has an empty namespace, but no principal and no service account at
     // all: then none of their values holds, and a `not_` field does.

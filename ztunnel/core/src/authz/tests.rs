@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::{Because, DryRun, Facts, Verdict, evaluate};
+use super::rule::policy_matches;
+use super::{Because, DryRun, Facts, Unknown, Verdict, evaluate};
 use crate::identity::Identity;
 use crate::mesh::local::parse;
 use crate::mesh::{
-    Action, Clause, Match, Mesh, Policy, Rule, Scope, ServiceAccountMatch, StringMatch, Workload,
+    Action, Clause, Match, Mesh, Policy, Rule, Scope, ServiceAccountMatch, StringMatch, Subject, Workload,
 };
 
 const FRONT: &str = "spiffe://td/ns/shop/sa/front";
@@ -22,7 +23,7 @@ fn judge(mesh: &Mesh, source_ip: &str, identity: Option<&Identity>) -> Verdict {
         dst: "10.1.0.2:8080".parse().unwrap(),
         identity,
     };
-    evaluate(mesh, &facts)
+    evaluate(mesh, &facts, Unknown::Skip)
 }
 
 /// A workload `web` in namespace `shop` that names policy `shop/own`, and these policies.
@@ -93,6 +94,89 @@ fn a_selector_policy_applies_to_those_that_name_it() {
     let verdict = judge(&elsewhere, "10.1.0.1", None);
     assert_eq!(verdict.because, Because::AllowedBy("shop/own".into()));
     assert_eq!(verdict.missing, []);
+}
+
+#[test]
+fn a_named_policy_that_is_not_known_is_skipped_or_keeps_everybody_out() {
+    let identity: Identity = FRONT.parse().unwrap();
+    let judge = |policies: &str, unknown: Unknown| {
+        let mesh = mesh(policies);
+        let facts = Facts {
+            destination: mesh.workload_by_uid("web").unwrap(),
+            source_ip: "10.1.0.1".parse().unwrap(),
+            dst: "10.1.0.2:8080".parse().unwrap(),
+            identity: Some(&identity),
+        };
+        let verdict = evaluate(&mesh, &facts, unknown);
+        (verdict.allowed, verdict.because.to_string(), verdict.missing.len())
+    };
+    let text = "policy is not known (yet): shop/own".to_owned();
+    assert_eq!(judge("", Unknown::Skip), (true, "no allow policies, allow".to_owned(), 1));
+    assert_eq!(judge("", Unknown::Deny), (false, text.clone(), 1));
+    let allow = "- {name: a, namespace: shop, scope: Global, action: Allow, dryRun: false, rules: [[]]}";
+    assert_eq!(judge(allow, Unknown::Deny), (false, text, 1), "who is let in by others");
+    let deny = "- {name: d, namespace: shop, scope: Global, action: Deny, dryRun: false, rules: [[]]}";
+    assert_eq!(judge(deny, Unknown::Deny), (false, "explicitly denied by: shop/d".to_owned(), 1));
+    let own =
+        "- {name: own, namespace: shop, scope: WorkloadSelector, action: Deny, dryRun: false, rules: []}";
+    assert_eq!(judge(own, Unknown::Deny), (true, "no allow policies, allow".to_owned(), 0));
+}
+
+/// What istiod makes of PeerAuthentication (data-plane contract, section 4.4), with and without an identity.
+#[test]
+fn strict_and_permissive_ports_are_policies() {
+    let policy = |rules: &str| {
+        format!(
+            "- {{name: own, namespace: shop, scope: WorkloadSelector, action: Deny, dryRun: false, rules: {rules}}}"
+        )
+    };
+    let strict = policy("[[[{notPrincipals: [!Presence []]}]]]");
+    let strict_port = policy("[[[{notPrincipals: [!Presence []], destinationPorts: [8080]}]]]");
+    let strict_elsewhere = policy("[[[{notPrincipals: [!Presence []], destinationPorts: [9090]}]]]");
+    let permissive_port = policy(
+        "[[[{notPrincipals: [!Presence []]}], [{notDestinationPorts: [8080]}], [{notDestinationPorts: [81]}]]]",
+    );
+    let permissive_elsewhere =
+        policy("[[[{notPrincipals: [!Presence []]}], [{notDestinationPorts: [9090]}]]]");
+    let identity: Identity = FRONT.parse().unwrap();
+    for (policy, plaintext_passes) in [
+        (strict, false),
+        (strict_port, false),
+        (strict_elsewhere, true),
+        (permissive_port, true),
+        (permissive_elsewhere, false),
+    ] {
+        let mesh = mesh(&policy);
+        assert!(judge(&mesh, "10.1.0.1", Some(&identity)).allowed, "{policy}");
+        let plaintext = judge(&mesh, "10.1.0.1", None);
+        assert_eq!(plaintext.allowed, plaintext_passes, "{policy}");
+        if !plaintext_passes {
+            assert_eq!(plaintext.because, Because::DeniedBy("shop/own".into()));
+        }
+    }
+}
+
+#[test]
+fn every_event_of_a_decision_reads_as_the_contract_has_it() {
+    let event = |policies: &str| {
+        let verdict = judge(&mesh(policies), "10.1.0.1", Some(&FRONT.parse().unwrap()));
+        let tried: Vec<_> = verdict.dry_run.iter().map(DryRun::event).collect();
+        (tried, verdict.because.event(), verdict.because.policy().map(ToString::to_string))
+    };
+    let policy = |action: &str, dry_run: bool, rules: &str| {
+        format!(
+            "- {{name: p, namespace: shop, scope: Global, action: {action}, dryRun: {dry_run}, rules: {rules}}}"
+        )
+    };
+    let by = Some("shop/p".to_owned());
+    assert_eq!(event(""), (vec![], "no allow policies, allow", None));
+    assert_eq!(event(&policy("Deny", false, "[[]]")), (vec![], "deny policy match", by.clone()));
+    assert_eq!(event(&policy("Allow", false, "[[]]")), (vec![], "allow policy match", by));
+    assert_eq!(event(&policy("Allow", false, "[]")), (vec![], "no allow policies matched", None));
+    let passes = "no allow policies, allow";
+    assert_eq!(event(&policy("Deny", true, "[[]]")), (vec!["dry-run: deny policy match"], passes, None));
+    assert_eq!(event(&policy("Allow", true, "[[]]")), (vec!["dry-run: allow policy match"], passes, None));
+    assert_eq!(event(&policy("Allow", true, "[]")), (vec!["dry-run: no allow policies match"], passes, None));
 }
 
 #[test]
@@ -184,7 +268,7 @@ fn each_field_is_compared_with_what_the_contract_says() {
     ]);
 }
 
-fn string_match() -> impl Strategy<Value = StringMatch> {
+fn string_match() -> impl Strategy<Value = StringMatch> + Clone {
     let text = prop_oneof![Just(""), Just("shop"), Just("td/ns/shop/sa/front"), Just("front"), Just("td/")];
     prop_oneof![
         text.clone().prop_map(|text| StringMatch::Exact(text.into())),
@@ -194,30 +278,51 @@ fn string_match() -> impl Strategy<Value = StringMatch> {
     ]
 }
 
+/// Values of a field and of its `not_` twin; mostly none.
+fn field<T: std::fmt::Debug + Clone>(
+    value: impl Strategy<Value = T> + Clone + 'static,
+) -> impl Strategy<Value = (Vec<T>, Vec<T>)> {
+    let some = || {
+        let some = prop::collection::vec(value.clone(), 1..3);
+        prop_oneof![2 => Just(Vec::new()), 1 => some]
+    };
+    (some(), some())
+}
+
 fn one_match() -> impl Strategy<Value = Match> {
-    let strings = || prop::collection::vec(string_match(), 0..2);
-    let ports = || prop::collection::vec(prop_oneof![Just(8080), Just(80)], 0..2);
-    let account = ServiceAccountMatch { namespace: "shop".into(), service_account: "front".into() };
-    let accounts = move || prop::collection::vec(Just(account.clone()), 0..2);
-    (strings(), strings(), strings(), strings(), ports(), ports(), accounts()).prop_map(
-        |(namespaces, not_namespaces, principals, not_principals, ports, not_ports, accounts)| Match {
-            namespaces,
-            not_namespaces,
-            principals,
-            not_principals,
-            destination_ports: ports,
-            not_destination_ports: not_ports,
-            service_accounts: accounts,
-            ..Match::default()
-        },
-    )
+    let account = |name: &str| ServiceAccountMatch { namespace: "shop".into(), service_account: name.into() };
+    let accounts = prop_oneof![Just(account("front")), Just(account("back"))];
+    let nets = ["0.0.0.0/0", "10.1.0.1/32", "10.1.0.0/24", "10.1.0.2/31", "::/0", "::ffff:10.1.0.0/120"];
+    let nets = prop::sample::select(nets.to_vec()).prop_map(|net| net.parse::<ipnet::IpNet>().unwrap());
+    let fields = (
+        field(string_match()),
+        field(string_match()),
+        field(accounts),
+        field(nets.clone()),
+        field(nets),
+        field(prop_oneof![Just(8080), Just(80)]),
+    );
+    fields.prop_map(|(namespaces, principals, accounts, sources, destinations, ports)| Match {
+        namespaces: namespaces.0,
+        not_namespaces: namespaces.1,
+        principals: principals.0,
+        not_principals: principals.1,
+        service_accounts: accounts.0,
+        not_service_accounts: accounts.1,
+        source_ips: sources.0,
+        not_source_ips: sources.1,
+        destination_ips: destinations.0,
+        not_destination_ips: destinations.1,
+        destination_ports: ports.0,
+        not_destination_ports: ports.1,
+    })
 }
 
 fn policies() -> impl Strategy<Value = Vec<Policy>> {
     let rule = prop::collection::vec(prop::collection::vec(one_match(), 0..3), 0..3).prop_map(|clauses| {
         Rule { clauses: clauses.into_iter().map(|matches| Clause { matches }).collect() }
     });
-    let scope = prop_oneof![Just(Scope::Global), Just(Scope::Namespace)];
+    let scope = prop_oneof![Just(Scope::Global), Just(Scope::Namespace), Just(Scope::WorkloadSelector)];
     let action = prop_oneof![Just(Action::Allow), Just(Action::Deny)];
     let policy = (scope, action, prop::collection::vec(rule, 0..3), any::<bool>());
     prop::collection::vec(policy, 0..6).prop_map(|all| {
@@ -235,14 +340,61 @@ fn policies() -> impl Strategy<Value = Vec<Policy>> {
     })
 }
 
-fn verdict<'p>(policies: impl Iterator<Item = &'p Policy>, identity: Option<&Identity>) -> Verdict {
+/// A workload `web` that names two policies, and these policies, which arrive in this order.
+fn mesh_of<'p>(policies: impl Iterator<Item = &'p Policy>) -> Mesh {
     let mut mesh = Mesh::default();
-    let destination = Workload { uid: "web".into(), namespace: "shop".into(), ..Workload::default() };
+    let destination = Workload {
+        uid: "web".into(),
+        namespace: "shop".into(),
+        authorization_policies: vec!["shop/p3".into(), "shop/p1".into()],
+        ..Workload::default()
+    };
     mesh.insert_workload(Arc::new(destination));
     for policy in policies {
         mesh.insert_policy(Arc::new(policy.clone()));
     }
-    judge(&mesh, "10.1.0.1", identity)
+    mesh
+}
+
+fn verdict<'p>(policies: impl Iterator<Item = &'p Policy>, identity: Option<&Identity>) -> Verdict {
+    judge(&mesh_of(policies), "10.1.0.1", identity)
+}
+
+/// The contract's order word by word: every policy is asked, one after the other.
+fn by_the_book(mesh: &Mesh, source_ip: &str, identity: Option<&Identity>) -> (Because, Vec<DryRun>) {
+    let subject = Subject {
+        identity,
+        principal: identity.map(Identity::principal),
+        source_ip: source_ip.parse().unwrap(),
+        destination_ip: "10.1.0.2".parse().unwrap(),
+        destination_port: 8080,
+    };
+    let all: Vec<_> = mesh.policies_for(mesh.workload_by_uid("web").unwrap()).iter().collect();
+    let of = |action: Action, dry_run: bool| {
+        let chosen: Vec<_> =
+            all.iter().filter(|(_, policy)| policy.action == action && policy.dry_run == dry_run).collect();
+        chosen
+    };
+    let matching = |action: Action, dry_run: bool| {
+        let all = of(action, dry_run).into_iter().filter(|(_, policy)| policy_matches(policy, &subject));
+        all.map(|&(key, _)| Arc::clone(key)).collect::<Vec<_>>()
+    };
+    let mut tried: Vec<_> = matching(Action::Deny, true).into_iter().map(DryRun::Deny).collect();
+    if let Some(policy) = matching(Action::Deny, false).first() {
+        return (Because::DeniedBy(Arc::clone(policy)), tried);
+    }
+    let allowing = matching(Action::Allow, true);
+    let none_enforced = of(Action::Allow, false).is_empty();
+    if none_enforced && allowing.is_empty() && !of(Action::Allow, true).is_empty() {
+        tried.push(DryRun::NoneAllowed);
+    }
+    tried.extend(allowing.into_iter().map(DryRun::Allow));
+    let because = match matching(Action::Allow, false).first() {
+        _ if none_enforced => Because::NoAllowPolicies,
+        Some(policy) => Because::AllowedBy(Arc::clone(policy)),
+        None => Because::NotAllowed,
+    };
+    (because, tried)
 }
 
 /// A policy that matches everything.
@@ -258,6 +410,29 @@ fn catch_all(name: &str, action: Action) -> Policy {
 }
 
 proptest! {
+    #[test]
+    fn no_rule_is_overlooked_whatever_came_and_went(
+        policies in policies(),
+        others in policies(),
+        mtls in any::<bool>(),
+        source in prop::sample::select(vec!["10.1.0.1", "10.1.0.3", "fd00::1"]),
+    ) {
+        let identity: Identity = FRONT.parse().unwrap();
+        let identity = mtls.then_some(&identity);
+        // Others of the same names were there before; each is replaced or removed.
+        let mut mesh = mesh_of(others.iter());
+        for other in others.iter().skip(policies.len()) {
+            mesh.remove_policy(&other.key());
+        }
+        for policy in &policies {
+            mesh.insert_policy(Arc::new(policy.clone()));
+        }
+        let verdict = judge(&mesh, source, identity);
+        let (because, dry_run) = by_the_book(&mesh_of(policies.iter()), source, identity);
+        prop_assert_eq!(verdict.because, because);
+        prop_assert_eq!(verdict.dry_run, dry_run);
+    }
+
     #[test]
     fn deny_beats_allow_whatever_the_order_and_the_names(
         policies in policies(),

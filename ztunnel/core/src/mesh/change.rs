@@ -21,22 +21,16 @@ pub enum Change {
     RemovePolicy(Name),
 }
 
-/// What a change may have changed for connections that are open.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What a change may have changed for connections that are open. The greater one includes the lesser ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Effect {
     /// Nothing.
     #[default]
     None,
-    /// Whether they are allowed.
-    Authorization,
-}
-
-impl Effect {
-    /// Of two changes together.
-    #[must_use]
-    pub fn and(self, other: Self) -> Self {
-        if self == Self::None { other } else { self }
-    }
+    /// Whether they are allowed, for those to a workload that was described anew or is gone.
+    Workloads,
+    /// Whether they are allowed, for any of them.
+    Policies,
 }
 
 impl Mesh {
@@ -47,7 +41,7 @@ impl Mesh {
                 let old = self.workload_by_uid(&workload.uid);
                 let other = old.is_some_and(|old| !is_judged_alike(old, &workload));
                 self.insert_workload(workload);
-                if other { Effect::Authorization } else { Effect::None }
+                if other { Effect::Workloads } else { Effect::None }
             }
             Change::Service(service) => {
                 self.insert_service(*service);
@@ -55,24 +49,27 @@ impl Mesh {
             }
             Change::Policy(key, policy) => {
                 self.insert_policy_as(key, policy);
-                Effect::Authorization
+                Effect::Policies
             }
             Change::RemoveAddress(name) => {
-                if self.remove_workload(&name).is_none()
-                    && let Some((namespace, hostname)) = name.split_once('/')
-                {
+                if self.remove_workload(&name).is_some() {
+                    return Effect::Workloads;
+                }
+                if let Some((namespace, hostname)) = name.split_once('/') {
                     self.remove_service(namespace, hostname);
                 }
                 Effect::None
             }
-            Change::RemovePolicy(key) => {
-                self.remove_policy(&key).map_or(Effect::None, |_| Effect::Authorization)
-            }
+            Change::RemovePolicy(key) => self.remove_policy(&key).map_or(Effect::None, |_| Effect::Policies),
         }
     }
 }
 
-/// Whether the same policies apply to both.
+/// Whether both are the same pod, to which the same policies apply.
 fn is_judged_alike(old: &Workload, new: &Workload) -> bool {
-    old.namespace == new.namespace && old.authorization_policies == new.authorization_policies
+    let of = |workload: &Workload| {
+        let Workload { name, namespace, service_account, node, .. } = workload;
+        [name, namespace, service_account, node].map(Name::clone)
+    };
+    of(old) == of(new) && old.authorization_policies == new.authorization_policies
 }

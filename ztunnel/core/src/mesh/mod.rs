@@ -8,9 +8,11 @@
 //! that some workload declares is staged, and comes back when its service does.
 
 mod change;
+mod clue;
 mod index;
 pub mod local;
 pub mod names;
+mod policies;
 pub mod policy;
 pub mod ports;
 pub mod service;
@@ -18,12 +20,15 @@ pub mod service;
 mod tests;
 pub mod workload;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use self::change::{Change, Effect};
+pub use self::clue::Subject;
 use self::index::{ServiceIndex, WorkloadIndex};
+use self::policies::Policies;
+pub use self::policies::{Allows, AppliedPolicies, PolicySet};
 pub use self::policy::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch};
 pub use self::ports::PortMap;
 pub use self::service::{
@@ -45,18 +50,7 @@ pub struct Mesh {
     workloads: WorkloadIndex,
     services: ServiceIndex,
     staged: HashMap<ServiceKey, Staged>,
-    policies: HashMap<Name, Arc<Policy>>,
-    global_policies: BTreeSet<Name>,
-    namespace_policies: HashMap<Name, BTreeSet<Name>>,
-}
-
-/// The policies that apply to one workload.
-#[derive(Clone, Debug, Default)]
-pub struct AppliedPolicies<'m> {
-    /// Each once: those of the namespace, the global ones, those that the workload names.
-    pub known: Vec<(&'m Name, &'m Arc<Policy>)>,
-    /// What the workload names and the mesh does not know.
-    pub missing: Vec<Name>,
+    policies: Policies,
 }
 
 /// Lookups.
@@ -114,6 +108,11 @@ impl Mesh {
         self.services.by_hostname(hostname, preferred_namespace)
     }
 
+    /// The services of this host name, one per namespace, in the order in which they came.
+    pub fn services_by_hostname(&self, hostname: &str) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.all_by_hostname(hostname)
+    }
+
     /// The service with this key.
     #[must_use]
     pub fn service_by_name(&self, namespace: &str, hostname: &str) -> Option<&Arc<Service>> {
@@ -136,23 +135,7 @@ impl Mesh {
     /// The policies that apply to a workload.
     #[must_use]
     pub fn policies_for(&self, workload: &Workload) -> AppliedPolicies<'_> {
-        let mut applied = AppliedPolicies::default();
-        let by_namespace = self.namespace_policies.get(&workload.namespace);
-        for key in by_namespace.into_iter().flatten().chain(&self.global_policies) {
-            let policy = self.policies.get_key_value(key).expect("an indexed policy is stored");
-            applied.known.push(policy);
-        }
-        for key in &workload.authorization_policies {
-            match self.policies.get_key_value(key) {
-                Some((key, policy)) => {
-                    if !applied.known.iter().any(|(known, _)| *known == key) {
-                        applied.known.push((key, policy));
-                    }
-                }
-                None => applied.missing.push(Name::clone(key)),
-            }
-        }
-        applied
+        self.policies.applied(workload)
     }
 }
 
@@ -177,7 +160,7 @@ impl Mesh {
         Everything {
             workloads: self.workloads.all().map(Arc::clone).collect(),
             services: self.services.all().map(Arc::clone).collect(),
-            policies: self.policies.values().map(Arc::clone).collect(),
+            policies: self.policies.iter().map(|(_, policy)| Arc::clone(policy)).collect(),
             staged: self
                 .staged()
                 .into_iter()
@@ -299,30 +282,11 @@ impl Mesh {
 
     /// Adds a policy under the key that somebody else has given it.
     pub fn insert_policy_as(&mut self, key: Name, policy: Arc<Policy>) {
-        self.remove_policy(&key);
-        match policy.scope {
-            Scope::Global => {
-                self.global_policies.insert(Name::clone(&key));
-            }
-            Scope::Namespace => {
-                let namespace = Name::clone(&policy.namespace);
-                self.namespace_policies.entry(namespace).or_default().insert(Name::clone(&key));
-            }
-            Scope::WorkloadSelector => {}
-        }
         self.policies.insert(key, policy);
     }
 
     /// Removes a policy.
     pub fn remove_policy(&mut self, key: &str) -> Option<Arc<Policy>> {
-        let policy = self.policies.remove(key)?;
-        self.global_policies.remove(key);
-        if let Some(of_namespace) = self.namespace_policies.get_mut(&policy.namespace) {
-            of_namespace.remove(key);
-            if of_namespace.is_empty() {
-                self.namespace_policies.remove(&policy.namespace);
-            }
-        }
-        Some(policy)
+        self.policies.remove(key)
     }
 }

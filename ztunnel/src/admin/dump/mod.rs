@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `/config_dump`: what this node knows, in the schema that istioctl and Kiali read; and `/status`.
+//! `/config_dump`: what this node knows, in the schema that istioctl and Kiali read.
 //!
 //! The dump of a mesh of 100,000 workloads is some hundred megabytes: it is written while the client reads it, from
 //! references that were collected under the lock. Source: data-plane contract, section 7.3.
@@ -24,7 +24,6 @@ use ztunnel_core::mesh::{Everything, Mesh, Policy, Service, ServiceKey, StagedEn
 use super::Doors;
 use super::http::{Body, streamed};
 use crate::config::{MeshSource, ProxyMode};
-use crate::tls::revocation::Revocations;
 use crate::version;
 use pods::PodState;
 
@@ -38,6 +37,8 @@ struct Dump<'a> {
     services: &'a [Arc<Service>],
     staged_services: &'a BTreeMap<ServiceKey, StagedEndpoints>,
     static_config: StaticConfig<'a>,
+    /// Ours: policies that pods name and that have not arrived, by pod.
+    unknown_policies: BTreeMap<String, Value>,
     version: version::Build<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     workload_state: Option<&'a BTreeMap<String, PodState>>,
@@ -87,23 +88,17 @@ fn write(doors: &Doors, out: impl Write) -> io::Result<()> {
         services: &services,
         staged_services: &staged,
         static_config,
+        unknown_policies: doors
+            .pods
+            .contexts()
+            .iter()
+            .map(|context| (context.pod.to_string(), context.unknown_policies()))
+            .filter(|(_, unknown)| !unknown.is_empty())
+            .map(|(pod, unknown)| (pod, json!(unknown)))
+            .collect(),
         version: version::build(&doors.tag),
         workload_state: pods.as_ref(),
         workloads: &workloads,
     };
     serde_json::to_writer_pretty(out, &dump).map_err(io::Error::from)
-}
-
-/// The node at a glance: the fast path first, then every pod.
-pub fn status(doors: &Doors) -> Value {
-    let fastpath = doors.shared.fastpath.status();
-    json!({
-        "version": version::VERSION,
-        "pending": doors.readiness.pending(),
-        "mode": fastpath.mode,
-        "self_test": fastpath.self_test,
-        "fastpath": fastpath.fastpath,
-        "revocation": doors.shared.certs.tls().revocations.as_ref().map(Revocations::status),
-        "pods": doors.pods.status(),
-    })
 }

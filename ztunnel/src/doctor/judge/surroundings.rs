@@ -88,6 +88,14 @@ pub(super) fn lines(facts: &Facts) -> Vec<Line> {
         ),
         line("node agent", &host.agent, fix_agent),
     ];
+    for remote in &facts.control_plane {
+        let fix = "ztunnel waits for it: is istiod up, and are its root and the right address in the pod? \
+                   (XDS_ADDRESS, XDS_ROOT_CA, CA_ADDRESS, CA_ROOT_CA)";
+        lines.push(line(remote.name, &remote.reached, fix));
+        let fix =
+            "mount the service account's token with audience istio-ca, as Istio's chart does (AUTH_TOKEN)";
+        lines.push(line(&format!("token for {}", remote.name), &remote.token, fix));
+    }
     for (port, purpose, outcome) in &host.ports {
         let name = format!("port {port}");
         let outcome = match outcome {

@@ -2,6 +2,7 @@
 //! Tries things. Each probe is a few lines of IO without an opinion.
 
 mod bpf;
+mod control_plane;
 mod host;
 mod sockets;
 
@@ -28,6 +29,7 @@ pub(super) fn collect(env: &impl Env) -> Facts {
         mesh: mesh(&config.mesh),
         sockets: sockets::probe(config.sockets.mark),
         bpf: bpf::probe(&config.fastpath, &mounts),
+        control_plane: control_plane::probe(&config),
         host: host::probe(&config.inpod_uds, mounts),
         config,
     }

@@ -5,7 +5,7 @@ mod fastpath;
 
 use ztunnel_core::fastpath::Level;
 
-use super::facts::{Bpf, Cgroup, Extent, Facts, Failure, Family, Host, Outcome, Sockets, Trial};
+use super::facts::{Bpf, Cgroup, Extent, Facts, Failure, Family, Host, Outcome, Remote, Sockets, Trial};
 use super::judge::report;
 use super::report::{Line, Need, Report};
 use super::{examine, mounts};
@@ -66,6 +66,7 @@ fn healthy() -> Facts {
                 ],
             },
         },
+        control_plane: vec![Remote { name: "istiod", reached: ok(), token: ok() }],
         host: Host {
             open_files: Ok(1 << 20),
             uid: 0,
@@ -239,6 +240,8 @@ fn this_machine_can_be_examined() {
     assert_eq!(line(&report, "mesh").mark(), "MISSING");
     assert_eq!(line(&report, "SO_REUSEPORT").mark(), "ok");
     assert!(line(&report, "node agent").detail.starts_with("/nonexistent/agent.sock: "));
+    assert!(line(&report, "CA").detail.contains("no roots of trust"), "{}", line(&report, "CA").detail);
+    assert!(line(&report, "token for CA").fix.as_ref().unwrap().contains("AUTH_TOKEN"));
     assert_eq!(report.exit_code(), 1);
     let report = examine(&([("PACKET_MARK", "many")].as_slice()));
     assert!(line(&report, "settings").detail.contains("PACKET_MARK"));

@@ -11,6 +11,17 @@ use ztunnel_core::report::labels::escape;
 use super::families::{self, Family, Kind};
 use super::series::Store;
 
+/// Observations.
+#[derive(Debug)]
+pub struct Histogram {
+    /// How many were at most this, and more than the bound before.
+    pub buckets: Vec<(&'static str, u64)>,
+    /// All of them together.
+    pub sum: f64,
+    /// How many there were.
+    pub count: u64,
+}
+
 /// Writes families and samples.
 #[derive(Debug)]
 pub struct Exposition<W>(W);
@@ -65,6 +76,36 @@ impl<W: Write> Exposition<W> {
     /// A family of one sample without labels.
     pub fn value(&mut self, family: &Family, value: impl Display) -> io::Result<()> {
         self.family(family, [([], value)])
+    }
+
+    /// A family of histograms, left out if there are none.
+    pub fn histogram<'a, const N: usize>(
+        &mut self,
+        family: &Family,
+        samples: impl IntoIterator<Item = ([&'a str; N], Histogram)>,
+    ) -> io::Result<()> {
+        let Family { name, labels, .. } = family;
+        let mut begun = false;
+        for (values, histogram) in samples {
+            if !std::mem::replace(&mut begun, true) {
+                self.head(family)?;
+            }
+            let set = labels.iter().zip(values);
+            let set: Vec<String> = set.map(|(name, value)| format!("{name}=\"{}\"", escape(value))).collect();
+            let set = set.join(",");
+            writeln!(
+                self.0,
+                "{name}_sum{{{set}}} {}\n{name}_count{{{set}}} {}",
+                histogram.sum, histogram.count
+            )?;
+            let mut below = 0;
+            for (bound, count) in histogram.buckets {
+                below += count;
+                writeln!(self.0, "{name}_bucket{{le=\"{bound}\",{set}}} {below}")?;
+            }
+            writeln!(self.0, "{name}_bucket{{le=\"+Inf\",{set}}} {}", histogram.count)?;
+        }
+        Ok(())
     }
 
     fn name(&mut self, family: &Family) -> io::Result<()> {

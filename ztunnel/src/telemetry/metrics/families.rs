@@ -6,6 +6,10 @@
 
 use ztunnel_core::report::labels::NAMES;
 
+/// The labels of DNS queries.
+const DNS: [&str; 4] =
+    ["request_query_type", "request_protocol", "source_canonical_service", "source_canonical_revision"];
+
 /// What the values of a family mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -84,6 +88,10 @@ families! {
     SENT Counter "istio_tcp_sent_bytes" (NAMES) "The size of total bytes sent during response in case of a TCP connection.";
     SOCKETS Gauge "istio_tcp_sockets_open" (["reporter"]) "The number of accepted sockets that are open (unstable).";
     REVOKED Counter "istio_crl_policy_rejections" (["reporter"]) "The total number of connections refused or closed because of a revoked certificate (unstable).";
+    DNS_REQUESTS Counter "istio_dns_requests" (DNS) "Total number of DNS requests (unstable).";
+    DNS_FORWARDED Counter "istio_dns_upstream_requests" (DNS) "Total number of DNS requests forwarded to upstream (unstable).";
+    DNS_FAILED Counter "istio_dns_upstream_failures" (DNS) "Total number of DNS requests forwarded to upstream that failed (unstable).";
+    DNS_DURATION Histogram "istio_dns_upstream_request_duration_seconds" ["seconds"] (DNS) "Total time in seconds to forward a request to upstream (unstable).";
     XDS_ENDS Counter "istio_xds_connection_terminations" (["reason"]) "The total number of completed connections to xds server (unstable).";
     XDS_MESSAGES Counter "istio_xds_message" (["url"]) "The total number of messages received (unstable).";
     XDS_BYTES Counter "istio_xds_message_bytes" ["bytes"] (["url"]) "The total number of bytes received (unstable).";
@@ -98,6 +106,7 @@ families! {
     SESSIONS Gauge "ztunnel_session_connected" (["session"]) "Whether the session with the control plane (xds) or the node agent (zds) stands: 1, or 0.";
     CERTIFICATES Gauge "ztunnel_certificates" (["state"]) "Identities of this node by the state of their certificate.";
     EXPIRY Gauge "ztunnel_certificate_expiration_timestamp_seconds" ["seconds"] ([]) "When the first of the certificates in use expires, as seconds since 1970.";
+    UNKNOWN_POLICY Counter "ztunnel_authz_unknown_policy_connections" (["action"]) "Inbound connections that were judged without a policy that their pod names.";
     SERIES Gauge "ztunnel_metrics_label_sets" ([]) "Label sets of connections that are kept.";
     SERIES_OVERFLOW Counter "ztunnel_metrics_overflow" ([]) "Connections counted under the workload overflow, because there were METRICS_MAX_SERIES label sets.";
     SERIES_EXPIRED Counter "ztunnel_metrics_expired" ([]) "Label sets dropped because nobody used them any more.";

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use ztunnel_core::mesh::Workload;
 use ztunnel_core::report::{Labels, Reporter};
 
+use super::dns::DnsMetrics;
 use exposition::Exposition;
 use series::{Counted, Limits, Store};
 
@@ -36,6 +37,7 @@ struct Inner {
     sockets: [AtomicI64; 2],
     pods: Arc<PodCounts>,
     xds: XdsCounts,
+    dns: DnsMetrics,
 }
 
 /// Messages and streams of the control plane, as `istio_xds_*` counts them.
@@ -131,13 +133,18 @@ impl Default for Metrics {
 impl Metrics {
     /// Nothing is counted yet.
     pub fn new(limits: Limits) -> Self {
-        let (sockets, pods, xds) = Default::default();
-        Self(Arc::new(Inner { series: Store::new(limits), sockets, pods, xds }))
+        let (sockets, pods, xds, dns) = Default::default();
+        Self(Arc::new(Inner { series: Store::new(limits), sockets, pods, xds, dns }))
     }
 
     /// The counters of the xDS client.
     pub fn xds(&self) -> XdsCounts {
         self.0.xds.clone()
+    }
+
+    /// The counters of the DNS proxy.
+    pub fn dns(&self) -> &DnsMetrics {
+        &self.0.dns
     }
 
     /// The pods' gauges.
@@ -174,6 +181,7 @@ impl Metrics {
         let sockets = [Reporter::Source, Reporter::Destination]
             .map(|reporter| ([reporter.as_str()], self.sockets(reporter).load(Ordering::Relaxed)));
         out.family(&families::SOCKETS, sockets)?;
+        self.0.dns.expose(out)?;
         self.0.xds.expose(out)
     }
 

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+//! ztunnel as a workload itself: its metrics are reached over HBONE, with mutual TLS and policies.
+
+use std::io::ErrorKind;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
+use ztunnel_core::xds::proto::workload::{TunnelProtocol, Workload, WorkloadType};
+use ztunnel_tests::istiod::{Istiod, describe};
+use ztunnel_tests::mesh::MeshBuilder;
+use ztunnel_tests::modes::in_every_mode_alone_with;
+use ztunnel_tests::node::{ADMIN, STATS};
+use ztunnel_tests::{Mesh, Node, PodSpec, http, wait};
+
+const SOON: Duration = Duration::from_secs(10);
+const SYSTEM: &str = "istio-system";
+
+fn mesh() -> MeshBuilder {
+    Mesh::builder()
+        .env("SERVICE_ACCOUNT", "ztunnel")
+        .pod(PodSpec::mesh("prometheus").on("n1"))
+        .pod(PodSpec::mesh("nosy").on("n1"))
+        .pod(PodSpec::mesh("neighbor").on("n2"))
+}
+
+/// The pod of a node's ztunnel.
+fn ztunnel(node: &Node) -> Workload {
+    let name = format!("ztunnel-{}", node.name());
+    let std::net::IpAddr::V4(ip) = node.ip4() else { unreachable!("nodes have IPv4") };
+    Workload {
+        uid: describe::uid(SYSTEM, &name),
+        namespace: SYSTEM.to_owned(),
+        service_account: "ztunnel".to_owned(),
+        workload_name: "ztunnel".to_owned(),
+        canonical_name: "ztunnel".to_owned(),
+        canonical_revision: "v1".to_owned(),
+        workload_type: WorkloadType::Pod.into(),
+        node: node.name().to_owned(),
+        cluster_id: "cluster1".to_owned(),
+        addresses: vec![Bytes::copy_from_slice(&ip.octets())],
+        tunnel_protocol: TunnelProtocol::Hbone.into(),
+        name,
+        ..Workload::default()
+    }
+}
+
+fn control(mesh: &Mesh) -> Result<Istiod> {
+    let istiod = Istiod::start(mesh)?;
+    istiod.configure(mesh);
+    let nosy = mesh.pod("nosy").spiffe().replace("spiffe://", "");
+    istiod.ads().update(|resources| {
+        describe::mesh(mesh, resources);
+        mesh.nodes().for_each(|node| resources.workload(&ztunnel(node)));
+        resources.policy(&describe::deny(SYSTEM, "not-everybody", &[&nosy]));
+    });
+    Ok(istiod)
+}
+
+fn scrape(mesh: &Mesh, from: &str, node: &str) -> Result<String> {
+    let stream = mesh.pod(from).connect((mesh.node(node).ip4(), STATS).into())?;
+    let answer = http::ask(stream, "GET", "/metrics")?;
+    ensure!(answer.status == 200, "{}", answer.status);
+    Ok(answer.body)
+}
+
+/// Whether anybody listens at the HBONE port of the node itself, seen from the other node.
+fn listens(mesh: &Mesh, node: &str) -> Result<bool> {
+    let to = (mesh.node(node).ip4(), 15008).into();
+    let dialed = mesh.wire().run(|| TcpStream::connect_timeout(&to, SOON));
+    match dialed {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn metrics_are_scraped_over_hbone_by_whom_the_policies_let_in() {
+    // The page has counters of the fast path: its length is not the same in every mode.
+    in_every_mode_alone_with(mesh, control, |mesh, istiod| {
+        // Not before the mesh is known.
+        let node = mesh.node("n2");
+        node.terminate()?;
+        istiod.pause();
+        node.launch()?;
+        wait::until("the admin server", SOON, || node.get(ADMIN, "/status").is_ok())?;
+        ensure!(!listens(mesh, "n2")?, "listening before the policies are known");
+        istiod.resume()?;
+        node.wait_ready(SOON)?;
+        ensure!(listens(mesh, "n2")?, "not listening afterwards");
+
+        for name in ["n1", "n2"] {
+            let text = scrape(mesh, "prometheus", name).with_context(|| format!("ztunnel of {name}"))?;
+            ensure!(text.contains("istio_build{component=\"ztunnel\""), "{text}");
+            ensure!(scrape(mesh, "nosy", name).is_err(), "{name} let in whom the policy denies");
+            let prometheus = mesh.pod("prometheus").spiffe();
+            let labels = [
+                ("reporter", "destination"),
+                ("source_principal", prometheus.as_str()),
+                ("destination_principal", "spiffe://cluster.local/ns/istio-system/sa/ztunnel"),
+                ("destination_workload", "ztunnel"),
+                ("connection_security_policy", "mutual_tls"),
+            ];
+            wait::until("the scrape in the metrics", SOON, || {
+                let metrics = mesh.node(name).metrics();
+                metrics.is_ok_and(|all| {
+                    let closed = |labels: &[_]| all.sum("istio_tcp_connections_closed_total", labels);
+                    let denied = [("reporter", "destination"), ("response_flags", "DENY")];
+                    (closed(&labels) - 1.0).abs() < 0.5 && (closed(&denied) - 1.0).abs() < 0.5
+                })
+            })?;
+            // It is none of the node agent's pods.
+            let status = mesh.node(name).status()?;
+            let pods = status["pods"].as_array().context("pods")?;
+            ensure!(pods.iter().all(|pod| pod["namespace"] != SYSTEM), "{status}");
+        }
+        Ok(())
+    })
+    .unwrap();
+}
