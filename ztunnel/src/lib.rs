@@ -7,7 +7,7 @@
 //! * [`hbone`], [`tls`], [`certs`]: tunnels, and who may use them. [`grpc`]: the way to the control plane.
 //! * [`fastpath`]: local hops in the kernel. [`sys`]: system calls, the only `unsafe`.
 //! * [`mesh`]: the shared view of the mesh. [`xds`]: where it comes from. [`telemetry`], [`admin`]: what others see of us.
-//! * [`doctor`], [`cli`]: the commands beside the proxy.
+//! * [`doctor`], [`cli`]: the commands beside the proxy. [`reference`]: what is documented of all this.
 
 pub mod admin;
 pub mod app;
@@ -23,6 +23,7 @@ pub mod hbone;
 pub mod inpod;
 pub mod mesh;
 pub mod proxy;
+pub mod reference;
 pub mod sys;
 pub mod telemetry;
 pub mod tls;

@@ -10,13 +10,13 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, VARY};
 use http::{HeaderMap, HeaderValue, Response};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+use ztunnel_core::report::families;
 
 use super::Doors;
 use super::encoding::Encoding;
 use super::http::{Body, Chunks, streamed};
 use crate::certs::store::State;
 use crate::telemetry::metrics::exposition::Exposition;
-use crate::telemetry::metrics::families;
 use crate::telemetry::{process, standing};
 use crate::tls::revocation::Usage;
 

@@ -5,6 +5,7 @@
 //! * [`mod@dns`]: the DNS proxy.
 //! * [`mode`], [`threads`]: whom we serve, and with how many threads.
 //! * [`control_plane`], [`ca`], [`xds`]: the servers of the control plane. [`telemetry`]: what is reported.
+//! * [`settings`]: all of them, for the reference.
 
 pub mod ca;
 pub mod control_plane;
@@ -12,6 +13,7 @@ pub mod dns;
 pub mod env;
 pub mod mode;
 pub mod proxy_config;
+pub mod settings;
 pub mod telemetry;
 mod threads;
 pub mod xds;

@@ -9,9 +9,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use ztunnel_core::Name;
 use ztunnel_core::mesh::Workload;
+use ztunnel_core::report::families;
 
 use super::metrics::exposition::{Exposition, Histogram};
-use super::metrics::families;
 
 /// Upper bounds of the histogram, in seconds.
 const BUCKETS: [(f64, &str); 6] =

@@ -320,6 +320,33 @@ fn a_complete_connection_is_one_line() {
 }
 
 #[test]
+fn the_fields_of_a_line_are_those_that_are_documented() {
+    let (source, destination, service) = (workload("front"), workload("web"), service());
+    let principal = source.identity();
+    let facts = Facts {
+        source: Some(&source),
+        destination: Some(&destination),
+        service: Some(&service),
+        source_principal: Some(&principal),
+        security: Security::MutualTls,
+        ..Facts::new(Reporter::Source)
+    };
+    let authority = "10.0.0.2:8080".parse().unwrap();
+    let mut entry =
+        AccessEntry::opened(&facts, "10.0.0.1:1".parse().unwrap(), "10.0.0.2:15008".parse().unwrap());
+    entry.event = Event::Complete;
+    entry.hbone_addr = Some(&authority);
+    entry.bytes = Some(Bytes::default());
+    entry.duration = Some(Duration::ZERO);
+    entry.error = Some("e");
+    entry.path = Some(Datapath::Tcp("mode_off"));
+    let line = entry.to_string();
+    let fields = line.split_once('\t').unwrap().1.split(' ');
+    let names: Vec<&str> = fields.map(|field| field.split_once('=').unwrap().0).collect();
+    assert_eq!(names, access::FIELDS.map(|(name, _)| name));
+}
+
+#[test]
 fn a_denied_connection_names_both_ends_and_the_policy() {
     let (source, destination) = (workload("front"), workload("web"));
     let principal = source.identity();

@@ -6,9 +6,9 @@ use std::io::{self, Write};
 use std::ops::Range;
 
 use ztunnel_core::report::Flag;
+use ztunnel_core::report::families::{self, Family, Kind};
 use ztunnel_core::report::labels::escape;
 
-use super::families::{self, Family, Kind};
 use super::series::Store;
 
 /// Observations.

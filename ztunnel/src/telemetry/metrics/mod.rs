@@ -3,12 +3,11 @@
 //! series, and a scrape holds no lock while it writes.
 //!
 //! * [`series`]: what is counted per label set of connections, for how many sets and how long.
-//! * [`families`]: every family there is. * [`exposition`]: their text.
+//! * [`exposition`]: their text. [`families`]: every family there is.
 //!
 //! Source: data-plane contract, sections 6.1 to 6.3.
 
 pub mod exposition;
-pub mod families;
 pub mod series;
 
 use std::collections::BTreeMap;
@@ -18,7 +17,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use ztunnel_core::mesh::Workload;
-use ztunnel_core::report::{Labels, Reporter};
+use ztunnel_core::report::{Labels, Reporter, families};
 
 use super::dns::DnsMetrics;
 use exposition::Exposition;

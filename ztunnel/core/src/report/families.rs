@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Every family of metrics: its name, type, unit, help and labels. The exposition and the reference are made of it.
+//! Every family of metrics: its name, type, unit, help and labels. The exposition and the reference are made of it, and
+//! what asks for metrics is held against it.
 //!
 //! Names, help and labels of `process_*`, `tokio_*`, `istio_*` and `workload_manager_*` are Istio's (data-plane contract,
 //! section 6.2); `ztunnel_*` and what `process_*` has beside descriptors is ours. Names are without `_total`.
 
-use ztunnel_core::report::labels::NAMES;
+use super::labels::NAMES;
 
 /// The labels of DNS queries.
 const DNS: [&str; 4] =
@@ -23,12 +24,25 @@ pub enum Kind {
 
 impl Kind {
     /// The word in the exposition.
+    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Counter => "counter",
             Self::Gauge => "gauge",
             Self::Histogram => "histogram",
         }
+    }
+}
+
+impl Family {
+    /// The names of its samples, and a label that they have beside [`Family::labels`].
+    pub fn samples(&self) -> impl Iterator<Item = (String, Option<&'static str>)> {
+        let endings: &[_] = match self.kind {
+            Kind::Counter => &[("_total", None)],
+            Kind::Gauge => &[("", None)],
+            Kind::Histogram => &[("_bucket", Some("le")), ("_sum", None), ("_count", None)],
+        };
+        endings.iter().map(|(ending, label)| (format!("{}{ending}", self.name), *label))
     }
 }
 
