@@ -78,20 +78,37 @@ impl SharedMesh {
         self.authorizations.subscribe()
     }
 
+    /// Whether what is not in it may exist all the same.
+    pub fn is_on_demand(&self) -> bool {
+        self.demands.is_some()
+    }
+
+    /// Asks the control plane what this name is.
+    ///
+    /// # Errors
+    /// [`Refusal::NoAnswer`]: to go on without knowing could mean to go on in the clear.
+    pub async fn ask(&self, name: &Name) -> Result<(), Refusal> {
+        let Some(demands) = &self.demands else { return Ok(()) };
+        match demands.ask(Name::clone(name)).await {
+            Answer::Known => Ok(()),
+            Answer::Refused | Answer::Timeout => Err(Refusal::NoAnswer(Name::clone(name))),
+        }
+    }
+
     /// Asks the control plane for all that `missing` finds missing, until it finds nothing that was not asked for.
     ///
     /// # Errors
     /// [`Refusal::NoAnswer`]: to go on without knowing could mean to go on in the clear.
     pub async fn complete(&self, missing: impl Fn(&Mesh) -> Vec<Name>) -> Result<(), Refusal> {
-        let Some(demands) = &self.demands else { return Ok(()) };
+        if !self.is_on_demand() {
+            return Ok(());
+        }
         let mut asked: Vec<Name> = Vec::new();
         loop {
             let next = self.read(&missing).into_iter().find(|name| !asked.contains(name));
             let Some(name) = next else { return Ok(()) };
-            match demands.ask(Name::clone(&name)).await {
-                Answer::Known => asked.push(name),
-                Answer::Refused | Answer::Timeout => return Err(Refusal::NoAnswer(name)),
-            }
+            self.ask(&name).await?;
+            asked.push(name);
         }
     }
 

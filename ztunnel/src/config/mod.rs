@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use ztunnel_core::authz::Unknown;
 use ztunnel_core::fastpath::{Mode, Pattern};
+use ztunnel_core::route::inbound::AppTunnels;
 
 use crate::admin::{ADMIN_PORT, METRICS_PORT};
 use crate::fastpath;
@@ -147,6 +148,8 @@ pub struct TunnelConfig {
     pub frame_size: u32,
     /// `ENABLE_RESPONSE_BAGGAGE`.
     pub response_baggage: bool,
+    /// `LOCALHOST_APP_TUNNEL`: where applications take connections with a PROXY header.
+    pub app_tunnels: AppTunnels,
     /// What their handshakes offer.
     pub tls: TlsConfig,
 }
@@ -260,6 +263,11 @@ fn tunnels(env: &impl Env) -> Result<TunnelConfig, ConfigError> {
         connection_window: parsed(env, "HTTP2_CONNECTION_WINDOW_SIZE", 16 << 20, window)?,
         frame_size: parsed(env, "HTTP2_FRAME_SIZE", 1 << 20, frame)?,
         response_baggage: parsed(env, "ENABLE_RESPONSE_BAGGAGE", true, boolean)?,
+        app_tunnels: if parsed(env, "LOCALHOST_APP_TUNNEL", true, boolean)? {
+            AppTunnels::ToLocalhost
+        } else {
+            AppTunnels::ToPod
+        },
         tls: tls(env)?,
     })
 }
