@@ -29,6 +29,9 @@ pub struct MeshBuilder {
     policies: Vec<String>,
     services: Vec<String>,
     resolvers: Option<Vec<String>>,
+    details: file::Details,
+    /// Node, name, value.
+    of_nodes: Vec<(String, String, String)>,
 }
 
 /// A mesh that exists. Dropping it removes everything.
@@ -40,6 +43,7 @@ pub struct Mesh {
     wire: Netns,
     nodes: Vec<Node>,
     pods: Vec<Pod>,
+    details: file::Details,
 }
 
 impl MeshBuilder {
@@ -54,6 +58,20 @@ impl MeshBuilder {
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// One more variable in the environment of one node's ztunnel.
+    #[must_use]
+    pub fn node_env(mut self, node: &str, name: &str, value: &str) -> Self {
+        self.of_nodes.push((node.to_owned(), name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// One more line of the description of the service `hostname`, such as `canonical: true`; see [`PodSpec::with`].
+    #[must_use]
+    pub fn service_with(mut self, hostname: &str, yaml: &str) -> Self {
+        self.details.entry(hostname.to_owned()).or_default().push(yaml.to_owned());
         self
     }
 
@@ -161,10 +179,21 @@ impl MeshBuilder {
         }
         for node in &nodes {
             node.set_mode(self.mode);
+            for (_, name, value) in self.of_nodes.iter().filter(|(name, ..)| name == node.name()) {
+                node.set_env(name, value);
+            }
         }
-        fs::write(&mesh_file, file::text(&pods, &self.policies, &self.services))
+        fs::write(&mesh_file, file::text(&pods, &self.details, &self.policies, &self.services))
             .context("write the mesh file")?;
-        Ok(Mesh { prefix: prefix.to_owned(), folder, mode: self.mode, wire, nodes, pods })
+        Ok(Mesh {
+            prefix: prefix.to_owned(),
+            folder,
+            mode: self.mode,
+            wire,
+            nodes,
+            pods,
+            details: self.details,
+        })
     }
 
     fn environment(&self, mesh_file: &Path, folder: &Path) -> BTreeMap<String, String> {
@@ -223,6 +252,8 @@ impl Mesh {
             policies: Vec::new(),
             services: Vec::new(),
             resolvers: None,
+            details: BTreeMap::new(),
+            of_nodes: Vec::new(),
         }
     }
 
@@ -332,7 +363,7 @@ impl Mesh {
     /// No pod is in it.
     #[must_use]
     pub fn vip(&self, hostname: &str) -> std::net::IpAddr {
-        let place = file::hostnames(&self.pods).iter().position(|name| name == hostname);
+        let place = file::hostnames(&self.pods, &self.details).iter().position(|name| name == hostname);
         let place = place.unwrap_or_else(|| unreachable!("no pod declares the service {hostname}"));
         file::vip(place).into()
     }
