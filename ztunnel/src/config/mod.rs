@@ -39,6 +39,8 @@ pub struct Config {
     pub node: NodeConfig,
     /// The side doors.
     pub ports: Ports,
+    /// `ADMIN_SOCKET`: a unix socket where the admin server listens as well; none if it is not set.
+    pub admin_socket: Option<PathBuf>,
     /// Sockets inside the pods.
     pub sockets: SocketConfig,
     /// Tunnels to other proxies.
@@ -170,6 +172,7 @@ impl Config {
                 admin: proxy.proxy_admin_port.unwrap_or(ADMIN_PORT),
                 metrics: proxy.stats_port.unwrap_or(METRICS_PORT),
             },
+            admin_socket: env.get("ADMIN_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from),
             node: NodeConfig {
                 name: env.get("NODE_NAME").filter(|name| !name.is_empty()),
                 network: env.get("NETWORK").unwrap_or_default(),
