@@ -24,7 +24,9 @@
 //! * [`istiod`]: the control plane, on a real socket, with faults that can be scripted.
 //! * [`netns`], [`cgroup`], [`launch`]: where code and programs run. [`cleanup`]: nothing stays behind.
 //! * [`traffic`]: servers and clients that know every byte. [`peer`]: a raw HBONE peer that misbehaves.
+//! * [`resolver`]: a DNS server that misbehaves when asked to.
 //! * [`observe`]: access log, metrics and what crosses the wire. [`http`]: to ask a ztunnel.
+//! * [`prometheus`]: a real Prometheus, and what `deploy/` gives it to do.
 //! * [`modes`]: one scenario in every mode of the fast path. [`wait`]: conditions with deadlines.
 
 pub mod agent;
@@ -40,7 +42,9 @@ pub mod node;
 pub mod observe;
 pub mod peer;
 pub mod pod;
+pub mod prometheus;
 pub mod redirect;
+pub mod resolver;
 pub mod traffic;
 pub mod wait;
 

@@ -13,7 +13,7 @@ use crate::agent::Enrolled;
 use crate::cgroup::Cgroup;
 use crate::launch::Launch;
 use crate::netns::Netns;
-use crate::redirect;
+use crate::redirect::{self, Dns};
 use crate::traffic::Conn;
 
 /// Kubernetes namespace of every pod that does not say otherwise.
@@ -162,7 +162,7 @@ pub struct Pod {
 
 impl Pod {
     /// Makes the pod as number `place` of node number `node`, and routes to it from the node.
-    pub(crate) fn create(prefix: &str, spec: PodSpec, node: &Netns, place: Place) -> Result<Self> {
+    pub(crate) fn create(prefix: &str, spec: PodSpec, node: &Netns, place: Place, dns: Dns) -> Result<Self> {
         let netns = Netns::create(&format!("{prefix}-{}", spec.name))?;
         let cgroup = Cgroup::create(&format!("{prefix}/pod-{}", spec.name))?;
         let (ip4, ip6) = (place.ip4(), place.ip6());
@@ -187,7 +187,7 @@ impl Pod {
              route add ::/0 via {gate6} dev eth0 src {ip6}\n"
         ))?;
         if spec.redirected {
-            redirect::install(&netns)?;
+            redirect::install(&netns, dns)?;
         }
         Ok(Self { spec, ip4, ip6, netns, cgroup })
     }

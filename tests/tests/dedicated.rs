@@ -6,15 +6,19 @@
 use std::time::Duration;
 
 use ztunnel_tests::istiod::Istiod;
+use ztunnel_tests::modes::chosen;
 use ztunnel_tests::node::PATIENCE;
 use ztunnel_tests::traffic::Server;
-use ztunnel_tests::{Mesh, Node, PodSpec, wait};
+use ztunnel_tests::{Mesh, Mode, Node, PodSpec, wait};
 
 const SOON: Duration = Duration::from_secs(15);
 
-/// A pod that is served by a proxy of its own, and one on another node that is served by that node's.
-fn mesh(pod: PodSpec) -> Mesh {
-    let mesh = Mesh::builder().pod(pod.on("n1")).pod(PodSpec::mesh("other").on("n2")).build().unwrap();
+/// A pod that is served by a proxy of its own, one on another node that is served by that node's, and one by nobody.
+fn mesh(pod: PodSpec, mode: Mode) -> Mesh {
+    let other = PodSpec::mesh("other").on("n2");
+    let builder =
+        Mesh::builder().mode(mode).pod(pod.on("n1")).pod(other).pod(PodSpec::plain("plain").on("n2"));
+    let mesh = builder.build().unwrap();
     dedicate(mesh.node("n1"));
     mesh
 }
@@ -34,28 +38,34 @@ fn answers(mesh: &Mesh, from: &str, to: &str) -> bool {
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn both_directions_of_a_captured_workload_go_through_its_own_proxy() {
-    let mesh = mesh(PodSpec::mesh("single"));
-    // The rules in the pod know our connections by this mark; without it a dedicated proxy marks none.
-    mesh.node("n1").set_env("PACKET_MARK", "1337");
-    mesh.node("n2").start().unwrap();
-    let proxy = mesh.node("n1").successor(mesh.pod("single").netns()).unwrap();
-    let servers = ["single", "other"].map(|name| Server::echo(mesh.pod(name), 8080).unwrap());
-    assert!(answers(&mesh, "single", "other") && answers(&mesh, "other", "single"));
-    let log = || mesh.node("n2").access_log();
-    let inbound = [("direction", "inbound"), ("src.identity", &mesh.pod("single").spiffe())];
-    wait::until("its identity at the other end", SOON, || log().iter().any(|entry| entry.is(&inbound)))
-        .unwrap();
-    let single = mesh.pod("single").addr(15008).to_string();
-    let outbound = [("direction", "outbound"), ("dst.addr", single.as_str())];
-    wait::until("a tunnel to it", SOON, || log().iter().any(|entry| entry.is(&outbound))).unwrap();
-    drop((servers, proxy));
-    mesh.stop().unwrap();
+    for mode in chosen(&Mode::EVERY).unwrap() {
+        let mesh = mesh(PodSpec::mesh("single"), mode);
+        // The rules in the pod know our connections by this mark; without it a dedicated proxy marks none.
+        mesh.node("n1").set_env("PACKET_MARK", "1337");
+        mesh.node("n2").start().unwrap();
+        let proxy = mesh.node("n1").successor(mesh.pod("single").netns()).unwrap();
+        let servers = ["single", "other", "plain"].map(|name| Server::echo(mesh.pod(name), 8080).unwrap());
+        assert!(answers(&mesh, "single", "other") && answers(&mesh, "other", "single"), "{mode}");
+        assert!(
+            answers(&mesh, "single", "plain") && answers(&mesh, "plain", "single"),
+            "{mode}, in the clear"
+        );
+        let log = || mesh.node("n2").access_log();
+        let inbound = [("direction", "inbound"), ("src.identity", &mesh.pod("single").spiffe())];
+        wait::until("its identity at the other end", SOON, || log().iter().any(|entry| entry.is(&inbound)))
+            .unwrap();
+        let single = mesh.pod("single").addr(15008).to_string();
+        let outbound = [("direction", "outbound"), ("dst.addr", single.as_str())];
+        wait::until("a tunnel to it", SOON, || log().iter().any(|entry| entry.is(&outbound))).unwrap();
+        drop((servers, proxy));
+        mesh.stop().unwrap();
+    }
 }
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn a_dedicated_proxy_asks_for_its_own_certificate() {
-    let mesh = mesh(PodSpec::mesh("single").not_redirected());
+    let mesh = mesh(PodSpec::mesh("single").not_redirected(), Mode::Off);
     let istiod = Istiod::start(&mesh).unwrap();
     istiod.certify(&mesh);
     // Without the rules in the pod, an application's answers to a foreign address would not come back to us.

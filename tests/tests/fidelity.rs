@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Every byte at its place, every end where it belongs: bulk both ways, half-closes, resets, refusals.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -20,6 +20,7 @@ fn mesh() -> MeshBuilder {
         .pod(PodSpec::mesh("near").on("n1"))
         .pod(PodSpec::mesh("far").on("n2"))
         .pod(PodSpec::plain("plain").on("n2"))
+        .pod(PodSpec::unknown("stranger").on("n2"))
 }
 
 /// An exchange, with one function for each end.
@@ -149,6 +150,106 @@ fn bytes_sent_right_before_the_end_arrive() {
             let rounds = usize::try_from(rounds)?;
             server.expect_finished(rounds, SOON)?;
         }
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// Who dials whom: through tunnels on one node and between two, out of the mesh in the clear, and into it.
+const WAYS: [(&str, &str); 4] =
+    [("client", "near"), ("client", "far"), ("client", "plain"), ("stranger", "near")];
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_end_arrives_as_an_end_and_a_reset_as_a_reset_whoever_begins() {
+    fn outcome(conn: &Conn) -> Result<usize, ErrorKind> {
+        let mut reader = conn;
+        reader.read(&mut [0; 16]).map_err(|error| error.kind())
+    }
+    const CUT: Result<usize, ErrorKind> = Err(ErrorKind::ConnectionReset);
+    in_every_mode_alone(mesh, |mesh| {
+        for (from, to) in WAYS {
+            let to = mesh.pod(to);
+            let dial =
+                |port| mesh.pod(from).dial(to.addr(port)).with_context(|| format!("{from} to {}", to.name()));
+            let resets = Server::start(to, 8080, |conn| {
+                ensure!(outcome(&conn) == Ok(5), "no question");
+                Ok(conn.reset()?)
+            })?;
+            let conn = dial(8080)?;
+            (&conn).write_all(b"reset")?;
+            ensure!(outcome(&conn) == CUT, "{from} to {}: the server's reset", to.name());
+            // With bytes on the way: what was sent may arrive, an end may not.
+            let ends = Server::start(to, 8081, |conn| {
+                ensure!(outcome(&conn) == Ok(5), "no question");
+                (&conn).write_all(b"and an answer")?;
+                Ok(conn.finish()?)
+            })?;
+            let conn = dial(8081)?;
+            (&conn).write_all(b"ended")?;
+            ensure!(conn.read_all()? == b"and an answer", "{from} to {}: the server's end", to.name());
+            let is_reset = Server::start(to, 8082, |conn| {
+                ensure!(outcome(&conn) == Ok(5), "no question");
+                (&conn).write_all(b"go on")?;
+                let found = outcome(&conn);
+                ensure!(found == CUT, "the client's reset came as {found:?}");
+                Ok(())
+            })?;
+            let conn = dial(8082)?;
+            (&conn).write_all(b"hello")?;
+            ensure!(outcome(&conn) == Ok(5));
+            conn.reset()?;
+            let is_ended = Server::start(to, 8083, |conn| {
+                ensure!(outcome(&conn) == Ok(5), "no question");
+                let found = outcome(&conn);
+                ensure!(found == Ok(0), "the client's end came as {found:?}");
+                Ok((&conn).write_all(b"a late answer")?)
+            })?;
+            let conn = dial(8083)?;
+            (&conn).write_all(b"hello")?;
+            conn.finish()?;
+            ensure!(conn.read_all()? == b"a late answer", "{from} to {}: after our end", to.name());
+            for server in [resets, ends, is_reset, is_ended] {
+                let of = || format!("{from} to {}", to.name());
+                server.expect_finished(1, SOON).with_context(of)?;
+            }
+        }
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn every_socket_of_ours_looks_after_its_peer() {
+    let build = || mesh().env("KEEPALIVE_TIME", "77s").env("USER_TIMEOUT_ENABLED", "true");
+    in_every_mode_alone(build, |mesh| {
+        let servers = ["near", "far", "plain"].map(|name| Server::echo(mesh.pod(name), 8080));
+        let servers = servers.into_iter().collect::<Result<Vec<_>>>()?;
+        let mut open = Vec::new();
+        for (from, to) in WAYS {
+            let conn = mesh.pod(from).dial(mesh.pod(to).addr(8080))?;
+            ensure!(conn.ask(b"hello")? == b"hello");
+            open.push(conn);
+        }
+        // Accepted from the application, towards peers, from peers, towards applications.
+        for (pod, ours, count) in [
+            ("client", &["sport = :15001", "dport = :15008", "dport = :8080"][..], 6),
+            ("near", &["sport = :15008", "sport = :15006", "dport = :8080"][..], 4),
+        ] {
+            // While bytes are on their way, another timer is shown.
+            wait::ok("keepalive", SOON, || {
+                let mut found = 0;
+                for filter in ours {
+                    let args = ["-tnoH", "state", "established", filter];
+                    let output = mesh.pod(pod).command("ss").args(args).output()?;
+                    found += String::from_utf8_lossy(&output.stdout).matches("timer:(keepalive,").count();
+                }
+                ensure!(found == count, "{pod}: {found} sockets with keepalive, not {count}");
+                Ok(())
+            })?;
+        }
+        drop((open, servers));
         Ok(())
     })
     .unwrap();

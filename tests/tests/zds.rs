@@ -265,3 +265,16 @@ fn a_pod_with_a_new_namespace_is_served_in_the_new_one() {
     wait::until("listeners in the new namespace only", SOON, || listens("b") && !listens("a")).unwrap();
     mesh.stop().unwrap();
 }
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn without_shared_ports_all_workers_take_from_the_same_sockets() {
+    let mesh = Mesh::builder().env("INPOD_PORT_REUSE", "false").env("ZTUNNEL_WORKER_THREADS", "3");
+    let mesh = mesh.pod(PodSpec::mesh("a")).pod(PodSpec::mesh("b")).start().unwrap();
+    let server = Server::echo(mesh.pod("b"), 8080).unwrap();
+    assert!((0..20).all(|_| answers(&mesh, "a", "b")));
+    let holders = mesh.pod("b").command("ss").args(["-tlnH", "sport = :15008"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&holders.stdout).lines().count(), 1, "one listener");
+    drop(server);
+    mesh.stop().unwrap();
+}

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::step::Count;
-use crate::{count, ebpf, host, show, step, tidy};
+use crate::{count, ebpf, envoy, fuzz, host, show, step, tidy};
 
 /// No single stage may take longer: a hanging test must not eat the whole run.
 const STAGE_LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -44,12 +44,13 @@ pub(crate) fn test(filter: Option<&str>) -> Result<()> {
 
 /// Exactly what CI runs.
 pub(crate) fn ci() -> Result<()> {
-    let mut run = Run::of(6 + TEST_STAGES + 1);
+    let mut run = Run::of(7 + TEST_STAGES + 1);
     run.cargo("format", &["fmt", "--all", "--check"]);
     run.cargo(
         "format of the kernel programs",
         &["fmt", "--check", "--manifest-path", "ztunnel-ebpf/Cargo.toml"],
     );
+    run.cargo("format of the fuzz targets", &["fmt", "--check", "--manifest-path", "tests/fuzz/Cargo.toml"]);
     run.cargo("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
     run.stage("house rules", |_| (Count::default(), tidy::run()));
     let mut doc = host::cargo();
@@ -73,7 +74,7 @@ pub(crate) fn ci() -> Result<()> {
 }
 
 /// How many stages [`Run::test_stages`] has.
-const TEST_STAGES: usize = 5;
+const TEST_STAGES: usize = 6;
 
 impl Run {
     fn of(total: usize) -> Self {
@@ -84,6 +85,7 @@ impl Run {
     fn test_stages(&mut self, filter: Option<&str>) {
         let object = self.stage("eBPF object", |_| (Count::default(), ebpf::build()));
         self.cargo("host tests", &["test", "--workspace", "--no-fail-fast", "--quiet"]);
+        self.stage("fuzz targets, some seconds each", |_| (Count::default(), fuzz::smoke()));
         if !host::is_root() {
             for name in ["kernel contract", "release build", "scenarios in namespaces"] {
                 self.skip(name, "needs root");
@@ -107,7 +109,7 @@ impl Run {
             return;
         }
         self.stage("scenarios in namespaces", |_| {
-            if let Err(error) = host::install_tools() {
+            if let Err(error) = host::install_tools().and_then(|()| envoy::install()) {
                 return (Count::default(), Err(error));
             }
             // Namespaces, cgroups and the fast path belong to the whole machine: one test at a time.

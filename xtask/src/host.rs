@@ -22,6 +22,11 @@ const TOOLS: &[Tool] = &[
     Tool { program: "curl", package: "curl" },
     Tool { program: "python3", package: "python3" },
     Tool { program: "gcc", package: "gcc" },
+    Tool { program: "prometheus", package: "prometheus" },
+    Tool { program: "promtool", package: "prometheus" },
+    Tool { program: "musl-gcc", package: "musl-tools" },
+    Tool { program: "dig", package: "bind9-dnsutils" },
+    Tool { program: "nsupdate", package: "bind9-dnsutils" },
 ];
 
 /// The file by which Debian asks whether an installed service may start.
@@ -84,16 +89,30 @@ fn install_missing(tools: &[Tool]) -> Result<()> {
         );
     }
     println!("installing {list} (apt-get; services stay stopped)");
-    let _policy = NoServices::hold()?;
-    if apt(&["install"], &packages).is_err() {
-        apt(&["update"], &[])?;
-        apt(&["install"], &packages)
-            .with_context(|| format!("could not install {list}: install it by hand"))?;
-    }
+    fetch(&packages)?;
     match missing.iter().find(|tool| !on_path(tool.program)) {
         None => Ok(()),
         Some(tool) => bail!("package {} is installed, yet `{}` is not on PATH", tool.package, tool.program),
     }
+}
+
+/// Installs a package that brings no program of its own.
+pub(crate) fn install_package(package: &'static str) -> Result<()> {
+    if !is_root() || !on_path("apt-get") {
+        bail!("missing here: the package {package} (on Debian: `apt-get install {package}`)");
+    }
+    println!("installing {package} (apt-get)");
+    fetch(&[package])
+}
+
+fn fetch(packages: &[&str]) -> Result<()> {
+    let _policy = NoServices::hold()?;
+    if apt(&["install"], packages).is_ok() {
+        return Ok(());
+    }
+    apt(&["update"], &[])?;
+    apt(&["install"], packages)
+        .with_context(|| format!("could not install {}: install it by hand", packages.join(" ")))
 }
 
 /// True if `program` is found on PATH or in the folders of the super-user.

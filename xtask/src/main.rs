@@ -3,7 +3,7 @@
 //!
 //! Map, in reading order: [`host`] knows this machine (folders, root, missing tools), [`step`] runs one
 //! command and says how it went, [`ebpf`] builds the kernel programs, [`checks`] holds `test` and `ci`, [`count`]
-//! counts instructions, [`show`] hands over to `demo` and `bench`, [`tidy`] reads the sources for the rules of this house.
+//! counts instructions, [`fuzz`] feeds the parsers, [`envoy`] has one for the tests, [`show`] hands over to `demo` and `bench`, [`tidy`] reads the sources for the rules of this house.
 //!
 //! Nothing of the product is a dependency of this crate, so it builds in seconds.
 
@@ -11,6 +11,7 @@
 #![expect(clippy::print_stderr, reason = "a command line talks to its user")]
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -18,6 +19,8 @@ use clap::{Parser, Subcommand};
 mod checks;
 mod count;
 mod ebpf;
+mod envoy;
+mod fuzz;
 mod host;
 mod show;
 mod step;
@@ -60,6 +63,17 @@ enum Command {
     },
     /// Instructions per decision of the core, against their budgets
     Count,
+    /// Feed the parsers of what others say with inputs that nobody thought of
+    Fuzz {
+        /// Only this target of tests/fuzz
+        target: Option<String>,
+        /// How long each target runs
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Give this one input to the target, and show what happens
+        #[arg(long, requires = "target", conflicts_with = "seconds")]
+        input: Option<PathBuf>,
+    },
     /// The rules of this house that no compiler checks
     Tidy,
     /// Exactly what CI runs: fmt, clippy, tidy, doc, then `test`, then one tiny benchmark
@@ -73,6 +87,8 @@ fn main() -> ExitCode {
         Command::BuildEbpf => ebpf::build(),
         Command::Bench { args } => show::bench(&args),
         Command::Count => count::run(),
+        Command::Fuzz { target: Some(target), input: Some(input), .. } => fuzz::replay(&target, &input),
+        Command::Fuzz { target, seconds, .. } => fuzz::run(target.as_deref(), seconds),
         Command::Tidy => tidy::run(),
         Command::Ci => checks::ci(),
     };

@@ -9,6 +9,13 @@ thread_local! {
     static STATE: Cell<u64> = Cell::new(RandomState::new().build_hasher().finish());
 }
 
+/// Sixteen bits that nobody can guess who has seen any number of others: for ids of DNS queries, which are all that keeps
+/// strangers from answering. Every call has a keyed hash of its own, keyed by the kernel.
+pub fn unpredictable() -> u16 {
+    let [low, high, ..] = RandomState::new().build_hasher().finish().to_le_bytes();
+    u16::from_le_bytes([low, high])
+}
+
 /// The next 64 random bits of this thread (SplitMix64).
 pub fn entropy() -> u64 {
     STATE.with(|state| {

@@ -3,6 +3,7 @@
 //!
 //! * [`app`]: builds every part once, in order, and owns the end. [`config`]: what the operator asked for.
 //! * [`inpod`]: which pods to serve. [`worker`]: the threads that do. [`proxy`]: one pod's proxy.
+//! * [`dns`]: the pod's DNS proxy.
 //! * [`hbone`], [`tls`], [`certs`]: tunnels, and who may use them. [`grpc`]: the way to the control plane.
 //! * [`fastpath`]: local hops in the kernel. [`sys`]: system calls, the only `unsafe`.
 //! * [`mesh`]: the shared view of the mesh. [`xds`]: where it comes from. [`telemetry`], [`admin`]: what others see of us.
@@ -13,6 +14,7 @@ pub mod app;
 pub mod certs;
 pub mod cli;
 pub mod config;
+pub mod dns;
 pub mod doctor;
 pub mod entropy;
 pub mod fastpath;

@@ -13,20 +13,25 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tracing::error;
 
+use crate::dns;
 use crate::proxy::balance::{Balance, Inbox};
 use crate::proxy::phase::PhaseWatch;
 use crate::proxy::socket::Listener;
 use crate::proxy::{self, PodContext};
 
 /// The listeners of one pod for one worker.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct PodListeners {
-    /// 15001; `None`: nothing that the pod sends is redirected.
+    /// 15001; `None`: nothing that the pod sends is redirected to us.
     pub outbound: Option<Listener>,
     /// 15006; `None`: nothing that it receives is.
     pub plaintext: Option<Listener>,
-    /// 15008.
-    pub hbone: Listener,
+    /// 15008; `None`: no tunnel ends here.
+    pub hbone: Option<Listener>,
+    /// 15080.
+    pub socks5: Option<Listener>,
+    /// 15053.
+    pub dns: dns::Listeners,
 }
 
 impl PodListeners {
@@ -39,7 +44,9 @@ impl PodListeners {
         Ok(Self {
             outbound: clone(&self.outbound)?,
             plaintext: clone(&self.plaintext)?,
-            hbone: self.hbone.try_clone()?,
+            hbone: clone(&self.hbone)?,
+            socks5: clone(&self.socks5)?,
+            dns: self.dns.try_clone()?,
         })
     }
 }

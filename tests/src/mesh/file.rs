@@ -28,7 +28,7 @@ fn services(pods: &[Pod]) -> BTreeMap<String, BTreeMap<u16, u16>> {
 }
 
 /// The file as YAML.
-pub(super) fn text(pods: &[Pod], policies: &[String]) -> String {
+pub(super) fn text(pods: &[Pod], policies: &[String], more: &[String]) -> String {
     let mut out = String::from("workloads:\n");
     for pod in pods.iter().filter(|pod| is_listed(pod)) {
         let spec = &pod.spec;
@@ -74,7 +74,10 @@ pub(super) fn text(pods: &[Pod], policies: &[String]) -> String {
         )
         .unwrap_or_default();
     }
-    if services.is_empty() {
+    for services in more {
+        writeln!(out, "{}", services.trim_matches('\n')).unwrap_or_default();
+    }
+    if services.is_empty() && more.is_empty() {
         out.truncate(out.len() - "services:\n".len());
     }
     if !policies.is_empty() {

@@ -15,6 +15,10 @@ use crate::modes::Mode;
 use crate::netns::Netns;
 use crate::node::Node;
 use crate::pod::{Place, Pod, PodSpec, Standing};
+use crate::redirect::Dns;
+
+/// The resolvers of every ztunnel, in the folder of the mesh.
+const RESOLV_CONF: &str = "resolv.conf";
 
 /// What a mesh will be.
 #[derive(Debug, Clone)]
@@ -23,6 +27,8 @@ pub struct MeshBuilder {
     environment: BTreeMap<String, String>,
     pods: Vec<PodSpec>,
     policies: Vec<String>,
+    services: Vec<String>,
+    resolvers: Option<Vec<String>>,
 }
 
 /// A mesh that exists. Dropping it removes everything.
@@ -62,6 +68,20 @@ impl MeshBuilder {
     #[must_use]
     pub fn policy(mut self, yaml: &str) -> Self {
         self.policies.push(yaml.to_owned());
+        self
+    }
+
+    /// More services, as YAML items of `services`.
+    #[must_use]
+    pub fn services(mut self, yaml: &str) -> Self {
+        self.services.push(yaml.to_owned());
+        self
+    }
+
+    /// Captures DNS queries; what the mesh does not answer is for these pods, in this order.
+    #[must_use]
+    pub fn dns(mut self, resolvers: &[&str]) -> Self {
+        self.resolvers = Some(resolvers.iter().map(|&name| name.to_owned()).collect());
         self
     }
 
@@ -107,6 +127,7 @@ impl MeshBuilder {
         )?;
         let mesh_file = folder.join("mesh.yaml");
         let environment = self.environment(&mesh_file, &folder);
+        let dns = if self.resolvers.is_some() { Dns::Captured } else { Dns::Direct };
         let mut nodes: Vec<Node> = Vec::new();
         let mut pods: Vec<Pod> = Vec::new();
         for spec in self.pods {
@@ -127,17 +148,22 @@ impl MeshBuilder {
                 node: u8::try_from(number + 1).context("too many nodes")?,
                 pod: u8::try_from(neighbors + 2).context("too many pods on a node")?,
             };
-            let pod = Pod::create(prefix, spec, node.netns(), place)?;
+            let pod = Pod::create(prefix, spec, node.netns(), place, dns)?;
             if pod.spec.enrolled {
                 node.agent().add(pod.enrolled())?;
             }
             pods.push(pod);
         }
         routes_between(&nodes)?;
+        if let Some(resolvers) = &self.resolvers {
+            fs::write(folder.join(RESOLV_CONF), resolv_conf(resolvers, &pods))
+                .context("write resolv.conf")?;
+        }
         for node in &nodes {
             node.set_mode(self.mode);
         }
-        fs::write(&mesh_file, file::text(&pods, &self.policies)).context("write the mesh file")?;
+        fs::write(&mesh_file, file::text(&pods, &self.policies, &self.services))
+            .context("write the mesh file")?;
         Ok(Mesh { prefix: prefix.to_owned(), folder, mode: self.mode, wire, nodes, pods })
     }
 
@@ -155,9 +181,20 @@ impl MeshBuilder {
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into();
+        if self.resolvers.is_some() {
+            environment.insert("ISTIO_META_DNS_CAPTURE".to_owned(), "true".to_owned());
+            environment.insert("DNS_RESOLV_CONF".to_owned(), folder.join(RESOLV_CONF).display().to_string());
+        }
         environment.extend(self.environment.clone());
         environment
     }
+}
+
+/// What ztunnel reads to know the resolvers.
+fn resolv_conf(resolvers: &[String], pods: &[Pod]) -> String {
+    let address = |name: &String| pods.iter().find(|pod| pod.name() == name).map(Pod::ip4);
+    let servers = resolvers.iter().filter_map(address).map(|ip| format!("nameserver {ip}\n"));
+    servers.collect::<String>() + "search nowhere.example\noptions ndots:5\n"
 }
 
 /// Every node knows the way to the pods of the others.
@@ -179,7 +216,14 @@ impl Mesh {
     /// An empty mesh, to be filled.
     #[must_use]
     pub fn builder() -> MeshBuilder {
-        MeshBuilder { mode: Mode::Off, environment: BTreeMap::new(), pods: Vec::new(), policies: Vec::new() }
+        MeshBuilder {
+            mode: Mode::Off,
+            environment: BTreeMap::new(),
+            pods: Vec::new(),
+            policies: Vec::new(),
+            services: Vec::new(),
+            resolvers: None,
+        }
     }
 
     /// Starts a ztunnel on every node, and waits until all are ready.

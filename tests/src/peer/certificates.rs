@@ -12,7 +12,7 @@ use rcgen::{
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
 
 /// A certificate with its key.
 #[derive(Debug)]
@@ -87,6 +87,19 @@ pub(super) fn client_config(credentials: Option<&Credentials>) -> Result<ClientC
             config.with_client_auth_cert(vec![certificate.clone()], key)?
         }
     };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+/// A server that asks nobody who they are.
+pub(super) fn server_config(credentials: &Credentials) -> Result<ServerConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let Credentials { certificate, key } = credentials;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.clone()));
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], key)?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
 }

@@ -2,9 +2,11 @@
 //! A raw HBONE peer, for what a ztunnel would never send: no certificate, a wrong one, other methods, garbage.
 //!
 //! It presents what it is told to, checks nothing about the other side, and reports what happened. Blocking: a small
-//! runtime inside does the HTTP/2.
+//! runtime inside does the HTTP/2. [`RawPeer`] goes below that: it speaks single [`frames`].
 
 mod certificates;
+pub mod frames;
+mod raw;
 
 use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
@@ -20,6 +22,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 pub use certificates::{Authority, Credentials};
+pub use raw::RawPeer;
 
 use crate::pod::Pod;
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The rules of this house that neither rustc nor clippy checks, each with its reason.
 //!
-//! [`rules`] looks at one Rust file, [`papers`] at the documents and manifests. Both are functions from text
-//! to complaints; this module only finds the files and prints.
+//! [`rules`] looks at one Rust file, [`papers`] at the documents and manifests, [`conformance`] at the tests that a
+//! document names. All are functions from text to complaints; this module only finds the files and prints.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::host;
 
+mod conformance;
 mod papers;
 mod rules;
 
@@ -41,12 +42,19 @@ pub(crate) fn run() -> Result<()> {
     let files = sources(&root)?;
     let known: BTreeSet<&str> = files.iter().map(String::as_str).collect();
     let mut complaints = Vec::new();
+    let read = |name: &String| fs::read_to_string(root.join(name)).ok();
+    let is_rust = |name: &&String| Path::new(name.as_str()).extension().is_some_and(|kind| kind == "rs");
+    let sources: BTreeMap<String, String> =
+        files.iter().filter(is_rust).filter_map(|name| Some((name.clone(), read(name)?))).collect();
     for name in &files {
-        let Ok(text) = fs::read_to_string(root.join(name)) else { continue };
+        let Some(text) = read(name) else { continue };
         complaints.extend(rules::anywhere(name, &text));
         match Path::new(name).extension().and_then(std::ffi::OsStr::to_str) {
             Some("rs") => complaints.extend(rules::rust(name, &text)),
-            Some("md") => complaints.extend(papers::markdown(name, &text, &known)),
+            Some("md") => {
+                complaints.extend(papers::markdown(name, &text, &known));
+                complaints.extend(conformance::tables(name, &text, &sources));
+            }
             _ if name.ends_with("Cargo.toml") => complaints.extend(papers::manifest(name, &text)),
             _ => {}
         }

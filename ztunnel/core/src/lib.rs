@@ -11,6 +11,7 @@
 //! * [`mesh`]: what the control plane told us.
 //! * [`route`], [`lb`]: where a connection goes.
 //! * [`authz`]: whether it may.
+//! * [`dns`]: what a pod's questions are answered with. [`socks5`]: how a pod says where it wants to go.
 //! * [`hbone`]: how it travels between proxies.
 //! * [`zds`]: which pods are served. [`xds`]: how the mesh becomes known.
 //! * [`certs`]: which certificate is fetched when.
@@ -31,7 +32,9 @@ pub mod lb;
 
 pub mod authz;
 pub mod certs;
+pub mod dns;
 pub mod hbone;
+pub mod socks5;
 pub mod xds;
 pub mod zds;
 

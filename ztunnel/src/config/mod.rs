@@ -2,11 +2,13 @@
 //! What the operator asked for: one struct per subsystem, read once at start.
 //!
 //! * [`mod@env`]: the environment. * [`proxy_config`]: Istio's mesh configuration.
+//! * [`mod@dns`]: the DNS proxy.
 //! * [`mode`], [`threads`]: whom we serve, and with how many threads.
 //! * [`control_plane`], [`ca`], [`xds`]: the servers of the control plane.
 
 pub mod ca;
 pub mod control_plane;
+pub mod dns;
 pub mod env;
 pub mod mode;
 pub mod proxy_config;
@@ -14,6 +16,7 @@ mod threads;
 pub mod xds;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ztunnel_core::authz::Unknown;
@@ -22,6 +25,7 @@ use ztunnel_core::fastpath::{Mode, Pattern};
 use crate::admin::{ADMIN_PORT, METRICS_PORT};
 use crate::fastpath;
 pub use ca::CaConfig;
+use dns::DnsConfig;
 pub use env::ConfigError;
 use env::{Env, boolean, duration, number, parsed};
 pub use mode::{ProxyMode, SelfProxy};
@@ -35,6 +39,12 @@ pub struct Config {
     pub mode: ProxyMode,
     /// Who we are ourselves, if peers may reach us over HBONE.
     pub self_proxy: Option<SelfProxy>,
+    /// `ENABLE_PROXY`: pods' connections come to us; if not, only their DNS queries do.
+    pub proxy: bool,
+    /// The DNS proxy; `None`: queries do not come to us.
+    pub dns: Option<Arc<DnsConfig>>,
+    /// `UNSTABLE_ENABLE_SOCKS5`: applications may say where they want to go.
+    pub socks5: bool,
     /// Who we are.
     pub node: NodeConfig,
     /// The side doors.
@@ -160,12 +170,14 @@ impl Config {
     /// # Errors
     /// The first setting that cannot be used.
     pub fn from_env(env: &impl Env) -> Result<Self, ConfigError> {
-        if !parsed(env, "ENABLE_PROXY", true, boolean)? {
-            let accepted = "expected true: without the proxy there is nothing to run";
-            return Err(unsupported("ENABLE_PROXY", "false", accepted));
-        }
         let mode = mode::read(env)?;
         let proxy = ProxyConfig::read(env)?;
+        let is_proxy = parsed(env, "ENABLE_PROXY", true, boolean)?;
+        let dns = dns::read(env, &proxy, &mode)?;
+        if !is_proxy && dns.is_none() {
+            let accepted = "without the proxy and without the DNS proxy (ISTIO_META_DNS_CAPTURE) there is nothing to run";
+            return Err(unsupported("ENABLE_PROXY", "false", accepted));
+        }
         let mesh = mesh_source(env)?;
         Ok(Self {
             ports: Ports {
@@ -173,6 +185,9 @@ impl Config {
                 metrics: proxy.stats_port.unwrap_or(METRICS_PORT),
             },
             admin_socket: env.get("ADMIN_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from),
+            proxy: is_proxy,
+            dns: dns.map(Arc::new),
+            socks5: parsed(env, "UNSTABLE_ENABLE_SOCKS5", false, boolean)?,
             node: NodeConfig {
                 name: env.get("NODE_NAME").filter(|name| !name.is_empty()),
                 network: env.get("NETWORK").unwrap_or_default(),
@@ -356,7 +371,10 @@ mod tests {
         for (name, value) in [
             ("XDS_ADDRESS", "http://istiod:15012"),
             ("PROXY_MODE", "both"),
-            ("ENABLE_PROXY", "false"),
+            ("ENABLE_PROXY", "no"),
+            ("UNSTABLE_ENABLE_SOCKS5", "1"),
+            ("CLUSTER_DOMAIN", "."),
+            ("ISTIO_META_DNS_PROXY_ADDR", "15053"),
             ("COMPLIANCE_POLICY", "fips"),
             ("PROXY_CONFIG", "concurrency: many"),
             ("SECRET_TTL", "0"),
@@ -377,6 +395,9 @@ mod tests {
             assert_eq!(read(&[(name, value)]).unwrap_err().name, name);
         }
         assert!(read(&[("LOCAL_XDS_PATH", "a"), ("LOCAL_XDS", "b")]).is_err());
+        let nothing = [("ENABLE_PROXY", "false"), ("ISTIO_META_DNS_CAPTURE", "false")];
+        assert_eq!(read(&nothing).unwrap_err().name, "ENABLE_PROXY");
+        assert!(!read(&nothing[..1]).unwrap().proxy, "DNS alone is something");
     }
 
     #[test]

@@ -38,15 +38,14 @@ pub(super) fn read(
     let unset = if local { Some("") } else { proxy.discovery_address.as_deref() };
     let Some(server) = ServerConfig::read_or(env, &XDS, unset)? else { return Ok(None) };
     let credentials = Credentials::read(env)?;
-    Ok(Some(XdsConfig { server, credentials, node: node(env, proxy), mode: mode(env)? }))
+    Ok(Some(XdsConfig { server, credentials, node: node(env, proxy), mode: mode(env, proxy)? }))
 }
 
-fn mode(env: &impl Env) -> Result<Mode, ConfigError> {
+fn mode(env: &impl Env, proxy: &ProxyConfig) -> Result<Mode, ConfigError> {
     if !parsed(env, "XDS_ON_DEMAND", false, boolean)? {
         return Ok(Mode::Wildcard);
     }
-    let dns = env.get("ISTIO_META_DNS_CAPTURE").is_none_or(|capture| capture.eq_ignore_ascii_case("true"));
-    if dns {
+    if super::dns::is_captured(env, proxy) {
         let accepted = "names cannot be answered from a mesh that is not known as a whole: \
                         set ISTIO_META_DNS_CAPTURE=false as well";
         return Err(ConfigError { name: "XDS_ON_DEMAND", value: "true".into(), accepted: accepted.into() });

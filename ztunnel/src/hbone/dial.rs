@@ -24,6 +24,9 @@ use crate::tls::revocation::Usage;
 /// How many header bytes a peer may answer with.
 const MAX_HEADER_LIST: u32 = 16 << 10;
 
+/// How many streams the peer takes, before its settings have said so. No setting can say this number.
+pub(super) const NOT_SAID: usize = usize::MAX - 1;
+
 /// A tunnel that has just been opened. The connection must be polled for anything to happen.
 pub(super) struct Dialed {
     pub(super) send: SendRequest<Bytes>,
@@ -63,7 +66,7 @@ pub(super) async fn dial(
         .initial_connection_window_size(config.connection_window)
         .max_frame_size(config.frame_size)
         .max_header_list_size(MAX_HEADER_LIST)
-        .initial_max_send_streams(usize::from(config.max_streams))
+        .initial_max_send_streams(NOT_SAID)
         .max_send_buffer_size(SEND_BUFFER)
         .enable_push(false)
         .handshake::<_, Bytes>(stream);

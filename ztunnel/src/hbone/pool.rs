@@ -8,28 +8,32 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use h2::client::SendRequest;
+use h2::client::{Connection, SendRequest};
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
+use tokio_rustls::client::TlsStream;
 use tracing::debug;
 use ztunnel_core::identity::Identity;
 use ztunnel_core::pool::{Checkout, Load, Pool, Settings, Tenure, TunnelId};
 use ztunnel_core::report::{Cut, H2Stage, Outcome};
 use ztunnel_core::route::Hop;
 
-use super::dial::{Dialed, dial};
+use super::dial::{Dialed, NOT_SAID, dial};
 use super::{HANDSHAKE_TIMEOUT, watch_liveness};
 use crate::certs::PodCerts;
 use crate::config::TunnelConfig;
 use crate::proxy::relay::TunnelStream;
 use crate::proxy::socket::{CONNECT_TIMEOUT, PodSockets};
-use crate::tls::Revoked;
+use crate::tls::{Revoked, Standing};
 
 /// A tunnel that carried this much for one stream is busy: others get one of their own, if there may be more.
 const BULK: u64 = 1 << 20;
@@ -47,13 +51,20 @@ struct Key {
     expected: Vec<Identity>,
 }
 
-/// How a dial ended, once it has.
-type Settled = Option<Result<(), Outcome>>;
+/// How far a tunnel has come.
+#[derive(Debug, Clone)]
+enum Stage {
+    Dialing,
+    /// HTTP/2 can be spoken. Only who dialed may ask for a stream: how many the peer takes is not known yet.
+    Open,
+    /// The peer's settings are known; or the dial has failed.
+    Settled(Result<(), Outcome>),
+}
 
 struct Tunnel {
     /// Empty while dialing.
     send: Option<SendRequest<Bytes>>,
-    settled: watch::Receiver<Settled>,
+    stage: watch::Receiver<Stage>,
     /// Streams that carry bulk.
     bulk: Rc<Cell<usize>>,
     /// Becomes true when the peer is no longer to be believed; `None`: nobody looks.
@@ -170,47 +181,65 @@ impl TunnelPool {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let (lease, send) = self.lease(&key).await?;
+            let (lease, send, stage) = self.lease(&key).await?;
             let id = lease.id;
             match self.ask(lease, send, request).await {
+                // Another tunnel is chosen, now that this one is known to be full.
+                Err(Asked::Full) => attempt -= 1,
                 // The peer says that it has not looked at the request (RFC 9113, section 8.7), or the tunnel was
                 // dead before the request was written: another tunnel may carry it, no byte is sent twice.
-                Err(Asked::Unprocessed(error)) if attempt < ATTEMPTS => {
-                    debug!(%error, to = %hop.addr, "tunnel is gone, trying another");
+                Err(Asked::Unprocessed(error)) => {
                     self.retire(id);
+                    if attempt == ATTEMPTS {
+                        return Err(http2(error.to_string()));
+                    }
+                    debug!(%error, to = %hop.addr, "tunnel is gone, trying another");
                 }
-                Err(Asked::Unprocessed(error)) => return Err(http2(error.to_string())),
-                Err(Asked::Failed(failure)) => return Err(failure),
+                Err(Asked::Failed(failure)) => {
+                    // What is wrong with the whole tunnel says more.
+                    return Err(match &*stage.borrow() {
+                        Stage::Settled(Err(earlier)) => earlier.clone(),
+                        Stage::Dialing | Stage::Open | Stage::Settled(Ok(())) => failure,
+                    });
+                }
                 Ok(opened) => return Ok(opened),
             }
         }
     }
 
     /// A place on an open tunnel.
-    async fn lease(self: &Rc<Self>, key: &Key) -> Result<(Lease, SendRequest<Bytes>), Outcome> {
+    async fn lease(
+        self: &Rc<Self>,
+        key: &Key,
+    ) -> Result<(Lease, SendRequest<Bytes>, watch::Receiver<Stage>), Outcome> {
         loop {
             let checkout = self.core.borrow_mut().checkout(key);
-            let (id, lease) = match checkout {
-                Checkout::Reuse(id) => (id, Some(self.lease_of(id))),
+            let (id, lease, is_first) = match checkout {
+                Checkout::Reuse(id) => (id, Some(self.lease_of(id)), false),
                 Checkout::Dial(id) => {
                     self.start_dial(id, key);
-                    (id, Some(self.lease_of(id)))
+                    (id, Some(self.lease_of(id)), true)
                 }
-                Checkout::Wait(id) => (id, None),
+                Checkout::Wait(id) => (id, None, false),
             };
-            let settled = self.tunnels.borrow().get(&id).map(|tunnel| tunnel.settled.clone());
-            let Some(mut settled) = settled else { return Err(pool_draining()) };
-            let result = match settled.wait_for(Option::is_some).await {
-                Ok(result) => result.clone(),
+            let stage = self.tunnels.borrow().get(&id).map(|tunnel| tunnel.stage.clone());
+            let Some(mut stage) = stage else { return Err(pool_draining()) };
+            let far_enough = |stage: &Stage| match stage {
+                Stage::Dialing => false,
+                Stage::Open => is_first,
+                Stage::Settled(_) => true,
+            };
+            let reached = match stage.wait_for(far_enough).await {
+                Ok(reached) => reached.clone(),
                 Err(_closed) => return Err(pool_draining()),
             };
-            if let Some(Err(failure)) = result {
+            if let Stage::Settled(Err(failure)) = reached {
                 return Err(failure);
             }
             let Some(lease) = lease else { continue };
             let send = self.tunnels.borrow().get(&id).and_then(|tunnel| tunnel.send.clone());
             if let Some(send) = send {
-                return Ok((lease, send));
+                return Ok((lease, send, stage));
             }
         }
     }
@@ -225,7 +254,7 @@ impl TunnelPool {
 
     /// Dials in a task of its own, which then drives the tunnel until it closes.
     fn start_dial(self: &Rc<Self>, id: TunnelId, key: &Key) {
-        let (settle, settled) = watch::channel(None);
+        let (settle, stage) = watch::channel(Stage::Dialing);
         let (revoke, revoked) = self.certs.tls().revocation_watch();
         let pool = Rc::downgrade(self);
         let (sockets, certs, config) = (self.sockets.clone(), Arc::clone(&self.certs), self.config);
@@ -234,42 +263,41 @@ impl TunnelPool {
             let dialed = dial(&sockets, &certs, &config, key.address, &key.expected).await;
             let Some(this) = pool.upgrade() else { return };
             match dialed {
-                Err(failure) => {
-                    this.core.borrow_mut().dial_failed(id);
-                    settle.send_replace(Some(Err(failure)));
-                    this.tunnels.borrow_mut().remove(&id);
-                }
-                Ok(Dialed { send, mut connection, standing }) => {
-                    this.core.borrow_mut().dialed(id, usize::from(config.max_streams));
+                Err(failure) => this.dial_failed(id, &settle, failure),
+                Ok(dialed) => {
+                    let Dialed { send, connection, standing } = dialed;
                     if let Some(tunnel) = this.tunnels.borrow_mut().get_mut(&id) {
                         tunnel.send = Some(send);
                     }
-                    settle.send_replace(Some(Ok(())));
+                    settle.send_replace(Stage::Open);
                     drop(this);
-                    let liveness = connection.ping_pong().map(watch_liveness);
-                    let liveness = async {
-                        match liveness {
-                            Some(watch) => watch.await,
-                            None => std::future::pending().await,
-                        }
-                    };
-                    tokio::select! {
-                        result = connection => debug!(?result, "tunnel closed"),
-                        () = liveness => debug!("tunnel closed: the peer does not answer pings"),
-                        () = standing.revoked() => {
-                            debug!("tunnel closed: the peer's certificate is revoked");
-                            // Its streams hear of it before they see the end of the tunnel.
-                            revoke.send_replace(true);
-                        }
-                    }
-                    if let Some(this) = pool.upgrade() {
-                        this.retire(id);
-                    }
+                    drive((pool, id), (connection, standing), settle, revoke).await;
                 }
             }
         });
-        let tunnel = Tunnel { send: None, settled, bulk: Rc::default(), revoked, task: task.abort_handle() };
+        let tunnel = Tunnel { send: None, stage, bulk: Rc::default(), revoked, task: task.abort_handle() };
         self.tunnels.borrow_mut().insert(id, tunnel);
+    }
+
+    /// Nobody gets a stream of this tunnel, except for the one that may be under way.
+    fn dial_failed(&self, id: TunnelId, settle: &watch::Sender<Stage>, failure: Outcome) {
+        self.core.borrow_mut().dial_failed(id);
+        settle.send_replace(Stage::Settled(Err(failure)));
+        drop(self.tunnels.borrow_mut().remove(&id));
+    }
+
+    /// The peer's settings say how many streams it takes; later ones may say something else.
+    fn takes(&self, id: TunnelId, streams: usize, settle: &watch::Sender<Stage>) {
+        let is_first = matches!(*settle.borrow(), Stage::Open);
+        let mut core = self.core.borrow_mut();
+        if is_first {
+            core.dialed(id, streams, Instant::now());
+            drop(core);
+            settle.send_replace(Stage::Settled(Ok(())));
+            self.idle.notify_one();
+        } else {
+            core.set_max_streams(id, streams);
+        }
     }
 
     async fn ask(
@@ -284,8 +312,14 @@ impl TunnelPool {
             Ok(Err(error)) => return Err(Asked::Unprocessed(error)),
             Err(_elapsed) => return Err(Asked::Failed(http2("no free stream in time".into()))),
         };
-        // By now the peer's settings have arrived, or its default is what we assume.
-        self.core.borrow_mut().set_max_streams(lease.id, send.current_max_send_streams());
+        // The peer may have changed its mind since the place was given out.
+        match send.current_max_send_streams() {
+            0 => return Err(Asked::Failed(http2("the peer takes no streams".into()))),
+            limit if self.core.borrow().streams(lease.id).is_some_and(|streams| streams > limit) => {
+                return Err(Asked::Full);
+            }
+            _ => {}
+        }
         let (response, stream) = send.send_request(request.clone(), false).map_err(Asked::from)?;
         let response = match tokio::time::timeout(CONNECT_ANSWER_TIMEOUT, response).await {
             Ok(response) => response.map_err(Asked::from)?,
@@ -323,8 +357,72 @@ impl Drop for TunnelPool {
     }
 }
 
+/// Drives a tunnel until it closes.
+async fn drive(
+    (pool, id): (Weak<TunnelPool>, TunnelId),
+    (mut connection, standing): (Connection<TlsStream<TcpStream>, Bytes>, Standing),
+    settle: watch::Sender<Stage>,
+    revoke: watch::Sender<bool>,
+) {
+    let liveness = connection.ping_pong().map(watch_liveness);
+    let liveness = async {
+        match liveness {
+            Some(watch) => watch.await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut known = NOT_SAID;
+    let mut driven = pin!(poll_fn(|cx| {
+        let polled = Pin::new(&mut connection).poll(cx);
+        // Settings come with everything else that the connection reads, and nothing tells of them.
+        let streams = connection.max_concurrent_send_streams();
+        if streams != known {
+            known = streams;
+            if let Some(this) = pool.upgrade() {
+                this.takes(id, streams, &settle);
+            }
+        }
+        polled
+    }));
+    let is_open = || matches!(*settle.borrow(), Stage::Open);
+    let silent = async {
+        tokio::time::sleep(HANDSHAKE_TIMEOUT).await;
+        if !is_open() {
+            std::future::pending().await
+        }
+    };
+    let end = tokio::select! {
+        result = &mut driven => {
+            debug!(?result, "tunnel closed");
+            result.map_or_else(|error| error.to_string(), |()| "the peer closed the tunnel".into())
+        }
+        () = liveness => {
+            debug!("tunnel closed: the peer does not answer pings");
+            "the peer does not answer pings".into()
+        }
+        () = silent => {
+            debug!("tunnel closed: the peer sends no settings");
+            "no settings in time".into()
+        }
+        () = standing.revoked() => {
+            debug!("tunnel closed: the peer's certificate is revoked");
+            // Its streams hear of it before they see the end of the tunnel.
+            revoke.send_replace(true);
+            "the peer's certificate is revoked".into()
+        }
+    };
+    let Some(this) = pool.upgrade() else { return };
+    if is_open() {
+        this.dial_failed(id, &settle, Outcome::H2 { stage: H2Stage::Handshake, error: end });
+    } else {
+        this.retire(id);
+    }
+}
+
 /// How a request failed.
 enum Asked {
+    /// The tunnel has no room for it.
+    Full,
     /// The peer has not looked at it.
     Unprocessed(h2::Error),
     Failed(Outcome),

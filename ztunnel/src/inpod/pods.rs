@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -13,10 +14,12 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 use ztunnel_core::addr::{INBOUND_HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT};
 use ztunnel_core::fastpath::Eligibility;
+use ztunnel_core::socks5;
 use ztunnel_core::zds::{PodInfo, StartError, Uid};
 
 use crate::config::mode::WorkloadInfo;
-use crate::config::{SelfProxy, SocketConfig};
+use crate::config::{Config, SelfProxy, SocketConfig};
+use crate::dns::{self, PodDns};
 use crate::mesh::LocalPod;
 use crate::proxy::phase::{Phase, PhaseWatch};
 use crate::proxy::socket::{ListenerKind, PodSockets};
@@ -89,7 +92,8 @@ impl Pods {
         let eligibility = inner.shared.fastpath.enroll(cookie, &info.namespace, &info.service_account);
         let sockets =
             PodSockets::new(Arc::clone(&netns), inner.shared.config.sockets, inner.shared.fastpath.clone());
-        let listeners = bind(&sockets, inner.workers.count()).map_err(|error| {
+        let bound = bind(&sockets, &inner.shared.config, inner.workers.count());
+        let listeners = bound.map_err(|error| {
             inner.shared.fastpath.withdraw(cookie);
             start_error(&error)
         })?;
@@ -102,7 +106,11 @@ impl Pods {
             pod,
             netns_cookie: cookie,
             sockets,
-            keep_source: listeners.iter().all(|listeners| listeners.hbone.transparent),
+            dns: inner.shared.config.dns.as_ref().map(|dns| PodDns::new(dns, &info.namespace)),
+            keep_source: listeners
+                .iter()
+                .flat_map(|listeners| &listeners.hbone)
+                .all(|hbone| hbone.transparent),
             shared: Arc::clone(&inner.shared),
             connections: AtomicUsize::new(0),
             live,
@@ -149,13 +157,14 @@ impl Pods {
             pod,
             netns_cookie,
             sockets,
+            dns: None,
             keep_source: false,
             shared: Arc::clone(&inner.shared),
             connections: AtomicUsize::new(0),
             live,
         });
         let (phase, watch) = PhaseWatch::new();
-        let listeners = PodListeners { outbound: None, plaintext: None, hbone };
+        let listeners = PodListeners { hbone: Some(hbone), ..PodListeners::default() };
         inner.workers.start_alone(&context, listeners, &watch, &alive);
         info!(pod = %context.pod, "ztunnel itself is reached over HBONE");
         *inner.own.lock() = Some(phase);
@@ -259,20 +268,30 @@ pub enum Switch {
 
 /// The listeners of every worker. The kernel spreads connections over them; where they may not share their ports, they
 /// are the same sockets, and the first worker to look takes a connection.
-fn bind(sockets: &PodSockets, workers: usize) -> io::Result<Vec<PodListeners>> {
-    let ports = || {
-        Ok(PodListeners {
-            outbound: Some(sockets.listen(OUTBOUND_PORT, ListenerKind::Outbound)?),
-            plaintext: Some(sockets.listen(INBOUND_PLAINTEXT_PORT, ListenerKind::Inbound)?),
-            hbone: sockets.listen(INBOUND_HBONE_PORT, ListenerKind::Inbound)?,
-        })
-    };
+fn bind(sockets: &PodSockets, config: &Config, workers: usize) -> io::Result<Vec<PodListeners>> {
     if sockets.share_ports() {
-        return (0..workers).map(|_| ports()).collect();
+        return (0..workers).map(|_| bind_all(sockets, config)).collect();
     }
-    let first = ports()?;
+    let first = bind_all(sockets, config)?;
     let others: io::Result<Vec<_>> = (1..workers).map(|_| first.try_clone()).collect();
     Ok(std::iter::once(first).chain(others?).collect())
+}
+
+fn bind_all(sockets: &PodSockets, config: &Config) -> io::Result<PodListeners> {
+    let mut all = PodListeners::default();
+    if config.proxy {
+        all.outbound = Some(sockets.listen(OUTBOUND_PORT, ListenerKind::Outbound)?);
+        all.plaintext = Some(sockets.listen(INBOUND_PLAINTEXT_PORT, ListenerKind::Inbound)?);
+        all.hbone = Some(sockets.listen(INBOUND_HBONE_PORT, ListenerKind::Inbound)?);
+        if config.socks5 {
+            let address = (Ipv4Addr::LOCALHOST, socks5::PORT).into();
+            all.socks5 = Some(sockets.listen_at(address, ListenerKind::Local)?);
+        }
+    }
+    if let Some(config) = &config.dns {
+        all.dns = dns::bind(sockets, config.listen)?;
+    }
+    Ok(all)
 }
 
 /// Kept as pending and tried again: a descriptor keeps its namespace alive, so whatever it is may go away.

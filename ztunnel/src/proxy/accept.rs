@@ -30,14 +30,17 @@ pub struct Accepted {
     pub peer: SocketAddr,
     /// Our end of it: the pod's address where nothing was redirected.
     pub local: SocketAddr,
+    /// Where it wants to go, if it said so itself.
+    pub asked: Option<SocketAddr>,
     /// The end of the pod, for those who have something to say then.
     pub phase: PhaseWatch,
 }
 
 impl Accepted {
-    /// Where the application wanted to go: what connection tracking remembers, else the address it reached.
+    /// Where the application wanted to go: what it said, else what connection tracking remembers, else the address it reached.
     pub fn original_dst(&self) -> OriginalDst {
-        OriginalDst(sockopt::original_dst(&self.socket).unwrap_or(self.local))
+        let redirected = || sockopt::original_dst(&self.socket).unwrap_or(self.local);
+        OriginalDst(self.asked.unwrap_or_else(redirected))
     }
 }
 
@@ -146,5 +149,5 @@ fn accept(socket: TcpStream, peer: SocketAddr, phase: &PhaseWatch) -> Option<Acc
             return None;
         }
     };
-    Some(Accepted { socket, peer: canonical(peer), local, phase: phase.clone() })
+    Some(Accepted { socket, peer: canonical(peer), local, asked: None, phase: phase.clone() })
 }

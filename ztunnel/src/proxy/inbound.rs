@@ -4,6 +4,7 @@
 //!
 //! Nothing is answered before the application is connected: 200 means that it is there.
 
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -32,7 +33,7 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let context = &proxy.context;
     let _open = context.shared.metrics.open_socket(Reporter::Destination);
     let _busy = proxy.balance.busy();
-    let Accepted { socket, peer, local, phase } = accepted;
+    let Accepted { socket, peer, local, phase, .. } = accepted;
     let (stream, standing) = match server::accept_tls(socket, &context.certs).await {
         Ok(accepted) => accepted,
         Err(outcome) => return proxy.live.turned_away(Reporter::Destination, peer, local, &outcome),
@@ -116,7 +117,14 @@ async fn open(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incoming) -> 
     let connection = Connection::open(&proxy.live, ends, start);
     let permission = proxy.permissions.watch(peer.address, target.addr, peer.identity.as_ref());
     let connected = match permission.ask(&proxy.context) {
-        Ok(()) => permission.hold(deliver(&proxy, &peer, &target)).await,
+        Ok(()) => {
+            let delivered = permission.hold(deliver(&proxy, &peer, &target));
+            tokio::select! {
+                connected = delivered => connected,
+                // What nobody waits for any more must not cost a socket until the application answers.
+                () = given_up(&mut respond) => Err(Outcome::Io("the peer gave up before the application answered".into())),
+            }
+        }
         Err(denied) => Err(denied),
     };
     let application = match connected {
@@ -202,6 +210,11 @@ async fn deliver(proxy: &PodProxy, peer: &TunnelPeer, target: &InboundTarget) ->
     let source = proxy.context.keep_source.then_some(peer.address.ip());
     let connected = proxy.context.sockets.deliver(target.addr, source).await;
     connected.map_err(|error| Outcome::connect_failed(&error, Leg::Plain))
+}
+
+/// Ready once the peer has reset the stream, or the tunnel is gone.
+async fn given_up(respond: &mut SendResponse<Bytes>) {
+    drop(poll_fn(|cx| respond.poll_reset(cx)).await);
 }
 
 /// Answers with the outcome's status, and ends the stream.

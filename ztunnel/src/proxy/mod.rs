@@ -3,6 +3,7 @@
 //!
 //! * [`accept`]: ① who called, and where did they want to go?
 //! * [`outbound`]: ③ opens the next hop that the core chose (② is [`ztunnel_core::route::outbound`]).
+//! * [`socks5`]: who says where to go, instead of being redirected.
 //! * [`inbound`]: serves one CONNECT of a tunnel. * [`passthrough`]: serves one plaintext connection.
 //! * [`balance`]: which worker serves a new tunnel.
 //! * [`permission`]: what admitted a connection must go on to admit it. * [`unknown`]: policies that have not arrived.
@@ -18,6 +19,7 @@ mod permission;
 pub mod phase;
 pub mod relay;
 pub mod socket;
+mod socks5;
 mod splice;
 pub mod time_wait;
 pub mod unknown;
@@ -36,6 +38,7 @@ use ztunnel_core::mesh::Workload;
 
 use crate::certs::{CertStore, PodCerts};
 use crate::config::Config;
+use crate::dns::{self, PodDns};
 use crate::fastpath::FastPath;
 use crate::hbone::pool::TunnelPool;
 use crate::mesh::{LocalPod, SharedMesh};
@@ -87,6 +90,8 @@ pub struct PodContext {
     pub certs: Arc<PodCerts>,
     /// Makes its sockets.
     pub sockets: PodSockets,
+    /// Its DNS proxy, if queries come to us.
+    pub dns: Option<PodDns>,
     /// Applications see the client's own address.
     pub keep_source: bool,
     /// The node.
@@ -190,7 +195,7 @@ pub async fn serve_pod(
     phase: PhaseWatch,
 ) {
     let proxy = PodProxy::new(context, balance);
-    let PodListeners { outbound, plaintext, hbone } = listeners;
+    let PodListeners { outbound, plaintext, hbone, socks5, dns } = listeners;
     let serve = async {
         tokio::join!(
             async {
@@ -203,7 +208,17 @@ pub async fn serve_pod(
                     accept::serve(&proxy, plaintext, None, &phase, passthrough::serve).await;
                 }
             },
-            accept::serve(&proxy, hbone, Some(inbox), &phase, inbound::serve),
+            async {
+                if let Some(hbone) = hbone {
+                    accept::serve(&proxy, hbone, Some(inbox), &phase, inbound::serve).await;
+                }
+            },
+            async {
+                if let Some(socks5) = socks5 {
+                    accept::serve(&proxy, socks5, None, &phase, socks5::serve).await;
+                }
+            },
+            dns::run(&proxy.context, dns, &phase),
         )
     };
     tokio::select! {

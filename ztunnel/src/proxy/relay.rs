@@ -405,14 +405,25 @@ async fn send_all(send: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), B
             granted = match poll_fn(|cx| send.poll_capacity(cx)).await {
                 Some(Ok(granted)) => granted,
                 Some(Err(error)) => return Err(tunnel_broken(error)),
-                // The stream is no longer open for sending.
-                None => return Err(Broken::Reset),
+                None => return Err(closed(send).await),
             };
         }
         let part = data.split_to(granted.min(data.len()));
         send.send_data(part, false).map_err(tunnel_broken)?;
     }
     Ok(())
+}
+
+/// Why the stream is no longer open for sending: the peer's reset, or ours for what the peer did.
+async fn closed(send: &mut SendStream<Bytes>) -> Broken {
+    poll_fn(|cx| {
+        Poll::Ready(match send.poll_reset(cx) {
+            Poll::Ready(Ok(reason)) => refused_by_peer(reason),
+            Poll::Ready(Err(error)) => tunnel_broken(error),
+            Poll::Pending => Broken::Reset,
+        })
+    })
+    .await
 }
 
 async fn out_of_tunnel(

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tracing::{debug, warn};
 
 use super::relay;
@@ -41,6 +41,8 @@ pub enum ListenerKind {
     Outbound,
     /// 15006 and 15008.
     Inbound,
+    /// What applications call on the pod's loopback, or are redirected to it: DNS and SOCKS5.
+    Local,
 }
 
 /// A listening socket, and whether connections made on its behalf may keep the client's address.
@@ -83,10 +85,68 @@ impl PodSockets {
         } else {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED)
         };
-        let address = SocketAddr::new(ip, port);
+        self.listen_at(SocketAddr::new(ip, port), kind)
+    }
+
+    /// Listens at one address of the pod.
+    ///
+    /// # Errors
+    /// `failed to bind to address …` with the reason.
+    pub fn listen_at(&self, address: SocketAddr, kind: ListenerKind) -> io::Result<Listener> {
         self.netns.run(|| self.listen_here(address, kind))?.map_err(|error| {
             io::Error::new(error.kind(), format!("failed to bind to address {address}: {error}"))
         })
+    }
+
+    /// Receives datagrams at one address of the pod.
+    ///
+    /// # Errors
+    /// `failed to bind to address …` with the reason.
+    pub fn listen_udp(&self, address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+        let bound = self.netns.run(|| {
+            let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+            if self.config.mark_listeners {
+                self.mark(&socket)?;
+            }
+            if self.config.port_reuse {
+                socket.set_reuse_port(true)?;
+            }
+            socket.set_nonblocking(true)?;
+            socket.bind(&address.into())?;
+            Ok(socket.into())
+        })?;
+        bound.map_err(|error: io::Error| {
+            io::Error::new(error.kind(), format!("failed to bind to address {address} (UDP): {error}"))
+        })
+    }
+
+    /// A socket for datagrams to and from nobody but `to`, at a port that the kernel chooses by chance.
+    ///
+    /// # Errors
+    /// The kernel's reason.
+    pub fn connect_udp(&self, to: SocketAddr) -> io::Result<UdpSocket> {
+        let socket = self.netns.run(|| {
+            let socket =
+                Socket::new(Domain::for_address(to), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+            self.mark(&socket)?;
+            socket.connect(&to.into())?;
+            io::Result::Ok(socket)
+        })??;
+        UdpSocket::from_std(socket.into())
+    }
+
+    /// The loopback addresses of the pod: 127.0.0.1, and ::1 where its loopback has IPv6.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered.
+    pub fn localhost(&self) -> io::Result<Vec<IpAddr>> {
+        let mut all = vec![IpAddr::V4(Ipv4Addr::LOCALHOST)];
+        // An address that is switched off, or a kernel without IPv6: neither can be bound to.
+        let can_bind = || std::net::UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
+        if self.config.ipv6 && self.netns.run(can_bind)? {
+            all.push(Ipv6Addr::LOCALHOST.into());
+        }
+        Ok(all)
     }
 
     /// Does the pod's namespace have IPv6 at all?
@@ -110,7 +170,7 @@ impl PodSockets {
         } else {
             socket.set_reuse_address(true)?;
         }
-        let transparent = self.make_transparent(&socket)?;
+        let transparent = kind != ListenerKind::Local && self.make_transparent(&socket)?;
         // Accepted sockets inherit both.
         socket.set_tcp_nodelay(true)?;
         self.keep_alive(SockRef::from(&socket));

@@ -13,6 +13,8 @@ use parking_lot::Mutex;
 use ztunnel_core::report::labels::escape;
 use ztunnel_core::report::{Flag, Labels, Reporter};
 
+use super::dns::DnsMetrics;
+
 /// Types of responses that are counted apart.
 const MAX_TYPES: usize = 8;
 
@@ -48,6 +50,7 @@ struct Inner {
     sockets: [AtomicI64; 2],
     pods: Arc<PodCounts>,
     xds: XdsCounts,
+    dns: DnsMetrics,
 }
 
 /// Messages and streams of the control plane, as `istio_xds_*` counts them.
@@ -156,6 +159,11 @@ impl Metrics {
         self.0.xds.clone()
     }
 
+    /// The counters of the DNS proxy.
+    pub fn dns(&self) -> &DnsMetrics {
+        &self.0.dns
+    }
+
     /// The pods' gauges.
     pub fn pods(&self) -> PodGauges {
         PodGauges(Arc::clone(&self.0.pods))
@@ -209,6 +217,7 @@ impl Metrics {
         }
         self.expose_pods(&mut text);
         self.0.xds.expose(&mut text);
+        self.0.dns.expose(&mut text);
         text.push_str(extra);
         text.push_str("# EOF\n");
         text

@@ -3,10 +3,12 @@
 //!
 //! * [`log`]: the process' log, text or JSON, written by one thread.
 //! * [`metrics`]: counters and their exposition.
+//! * [`dns`]: the counters of the DNS proxy.
 //! * [`connection`]: one connection's life in both. [`live`]: the connections that are open now.
 //! * [`refusals`]: who was turned away lately. [`standing`]: how the sessions stand that tell us what to do.
 
 pub mod connection;
+pub mod dns;
 pub mod live;
 pub mod log;
 pub mod metrics;

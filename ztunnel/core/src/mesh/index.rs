@@ -171,6 +171,11 @@ impl ServiceIndex {
         self.best(self.by_hostname.get(hostname)?.as_slice(), client_namespace)
     }
 
+    pub(super) fn all_by_hostname(&self, hostname: &str) -> impl Iterator<Item = &Arc<Service>> {
+        let slots = self.by_hostname.get(hostname).map_or(&[][..], Few::as_slice);
+        slots.iter().map(|&slot| self.at(slot))
+    }
+
     pub(super) fn by_vip(
         &self,
         network: &str,

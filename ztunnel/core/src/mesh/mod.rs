@@ -108,6 +108,11 @@ impl Mesh {
         self.services.by_hostname(hostname, preferred_namespace)
     }
 
+    /// The services of this host name, one per namespace, in the order in which they came.
+    pub fn services_by_hostname(&self, hostname: &str) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.all_by_hostname(hostname)
+    }
+
     /// The service with this key.
     #[must_use]
     pub fn service_by_name(&self, namespace: &str, hostname: &str) -> Option<&Arc<Service>> {

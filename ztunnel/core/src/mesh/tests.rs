@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::local::parse;
-use super::{Mesh, Workload};
+use super::{Change, Effect, Mesh, Workload};
 
 #[track_caller]
 fn vip(mesh: &Mesh, ip: &str, client_namespace: Option<&str>) -> Option<String> {
@@ -182,4 +182,45 @@ fn a_policy_that_changes_its_scope_leaves_the_old_one() {
     assert_eq!(mesh.policies_for(&workload).iter().count(), 1);
     mesh.remove_policy("n/p").unwrap();
     assert_eq!(mesh.policies_for(&workload).iter().count(), 0);
+}
+
+#[test]
+fn a_change_says_whose_connections_it_may_concern() {
+    let pod = |change: &dyn Fn(&mut Workload)| {
+        let mut workload = Workload {
+            uid: "c//Pod/n/web".into(),
+            name: "web".into(),
+            namespace: "n".into(),
+            service_account: "web".into(),
+            node: "n1".into(),
+            ..Workload::default()
+        };
+        change(&mut workload);
+        Change::Workload(Arc::new(workload))
+    };
+    let mut mesh = Mesh::default();
+    let unchanged = |_: &mut Workload| {};
+    assert_eq!(mesh.apply(pod(&unchanged)), Effect::None, "nobody is connected yet");
+    assert_eq!(mesh.apply(pod(&|pod| pod.capacity = 7)), Effect::None);
+    let others: [&dyn Fn(&mut Workload); 5] = [
+        &|pod| pod.authorization_policies = vec!["n/p".into()],
+        &|pod| pod.name = "db".into(),
+        &|pod| pod.namespace = "m".into(),
+        &|pod| pod.service_account = "db".into(),
+        &|pod| pod.node = "n2".into(),
+    ];
+    for other in others {
+        assert_eq!(mesh.apply(pod(other)), Effect::Workloads);
+        assert_eq!(mesh.apply(pod(&unchanged)), Effect::Workloads);
+    }
+    assert_eq!(mesh.apply(Change::RemoveAddress("c//Pod/n/web".into())), Effect::Workloads);
+    assert_eq!(mesh.apply(Change::RemoveAddress("c//Pod/n/web".into())), Effect::None);
+    let policies =
+        parse("policies: [{name: p, namespace: n, scope: Global, action: Deny, dryRun: false, rules: []}]");
+    let policies = policies.unwrap();
+    let policy = Arc::clone(policies.policy("n/p").unwrap());
+    assert_eq!(mesh.apply(Change::Policy("n/p".into(), policy)), Effect::Policies);
+    assert_eq!(mesh.apply(Change::RemovePolicy("n/p".into())), Effect::Policies);
+    assert_eq!(mesh.apply(Change::RemovePolicy("n/p".into())), Effect::None);
+    assert_eq!(Effect::Workloads.max(Effect::Policies), Effect::Policies);
 }

@@ -120,12 +120,17 @@ impl<K: Clone + Eq + Hash> Pool<K> {
     }
 
     /// The dial succeeded, and the peer takes `max_streams` streams. Waiters may ask again.
-    pub fn dialed(&mut self, id: TunnelId, max_streams: usize) {
+    pub fn dialed(&mut self, id: TunnelId, max_streams: usize, now: Instant) {
         let limit = self.settings.max_streams_per_tunnel;
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         tunnel.max_streams = max_streams.min(limit);
         if matches!(tunnel.state, State::Dialing { .. }) {
             tunnel.state = State::Open;
+            if tunnel.streams == 0 {
+                // Who dialed has given up meanwhile.
+                tunnel.idle_since = Some(now);
+                self.idle.insert((now, id));
+            }
         }
     }
 

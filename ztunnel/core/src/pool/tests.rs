@@ -31,7 +31,7 @@ fn one_dial_serves_all_who_fit() {
     let second = dial(&mut pool, 1);
     assert_ne!(second, id, "the fourth caller would not fit");
     assert!(matches!(pool.checkout(&2), Checkout::Dial(_)), "keys share nothing");
-    pool.dialed(id, 100);
+    pool.dialed(id, 100, epoch());
     assert_eq!(pool.checkout(&1), Checkout::Reuse(id));
     assert_eq!(pool.checkout(&1), Checkout::Reuse(id));
     assert_eq!(pool.checkout(&1), Checkout::Wait(second));
@@ -41,10 +41,10 @@ fn one_dial_serves_all_who_fit() {
 fn the_peers_limit_counts_if_it_is_lower() {
     let mut pool = Pool::new(SETTINGS);
     let id = dial(&mut pool, 1);
-    pool.dialed(id, 2);
+    pool.dialed(id, 2, epoch());
     assert_eq!(pool.checkout(&1), Checkout::Reuse(id));
     let second = dial(&mut pool, 1);
-    pool.dialed(second, 100);
+    pool.dialed(second, 100, epoch());
     pool.set_max_streams(id, 100);
     assert_eq!(pool.checkout(&1), Checkout::Reuse(id), "the oldest tunnel fills first");
     assert_eq!(pool.checkout(&1), Checkout::Reuse(second));
@@ -55,7 +55,7 @@ fn a_tunnel_that_was_full_is_used_again() {
     let now = epoch();
     let mut pool = Pool::new(Settings { max_streams_per_tunnel: 1, ..SETTINGS });
     let id = dial(&mut pool, 1);
-    pool.dialed(id, 1);
+    pool.dialed(id, 1, epoch());
     assert!(matches!(pool.checkout(&1), Checkout::Dial(_)));
     assert_eq!(pool.stream_closed(id, now), Tenure::Kept);
     assert_eq!(pool.checkout(&1), Checkout::Reuse(id));
@@ -65,11 +65,11 @@ fn a_tunnel_that_was_full_is_used_again() {
 fn a_busy_tunnel_is_avoided_while_another_is_allowed() {
     let mut pool = Pool::new(SETTINGS);
     let first = dial(&mut pool, 1);
-    pool.dialed(first, 100);
+    pool.dialed(first, 100, epoch());
     pool.set_busy(first, Load::Busy);
     let second = dial(&mut pool, 1);
     assert_eq!(pool.checkout(&1), Checkout::Wait(second));
-    pool.dialed(second, 100);
+    pool.dialed(second, 100, epoch());
     assert_eq!(pool.checkout(&1), Checkout::Reuse(second));
     pool.set_busy(second, Load::Busy);
     assert_eq!(pool.checkout(&1), Checkout::Reuse(first), "both are busy: the emptier one");
@@ -81,7 +81,7 @@ fn a_busy_tunnel_is_avoided_while_another_is_allowed() {
 fn a_failed_surplus_dial_leaves_the_busy_tunnel_in_use() {
     let mut pool = Pool::new(SETTINGS);
     let first = dial(&mut pool, 1);
-    pool.dialed(first, 100);
+    pool.dialed(first, 100, epoch());
     pool.set_busy(first, Load::Busy);
     let second = dial(&mut pool, 1);
     pool.dial_failed(second);
@@ -93,7 +93,7 @@ fn a_retired_tunnel_is_forgotten_with_its_last_stream() {
     let now = epoch();
     let mut pool = Pool::new(SETTINGS);
     let id = dial(&mut pool, 1);
-    pool.dialed(id, 100);
+    pool.dialed(id, 100, epoch());
     pool.checkout(&1);
     assert_eq!(pool.retire(id), Tenure::Kept);
     assert!(matches!(pool.checkout(&1), Checkout::Dial(_)));
@@ -109,7 +109,7 @@ fn idleness_begins_when_the_last_stream_ends() {
     let at = |seconds| start + Duration::from_secs(seconds);
     let mut pool = Pool::new(SETTINGS);
     let id = dial(&mut pool, 1);
-    pool.dialed(id, 100);
+    pool.dialed(id, 100, epoch());
     assert_eq!(pool.next_expiry(), None, "a tunnel with streams does not expire");
     pool.stream_closed(id, at(5));
     assert_eq!(pool.next_expiry(), Some(at(15)));
@@ -122,13 +122,23 @@ fn idleness_begins_when_the_last_stream_ends() {
 }
 
 #[test]
+fn a_tunnel_whose_dialer_gave_up_is_idle_from_the_start() {
+    let start = epoch();
+    let mut pool = Pool::new(SETTINGS);
+    let id = dial(&mut pool, 1);
+    assert_eq!(pool.stream_closed(id, start), Tenure::Kept, "others may wait for it");
+    pool.dialed(id, 100, start);
+    assert_eq!(pool.expired(start + SETTINGS.idle_release), [id]);
+}
+
+#[test]
 fn a_cleared_pool_takes_late_words_calmly() {
     let now = epoch();
     let mut pool = Pool::new(SETTINGS);
     let first = dial(&mut pool, 1);
     let second = dial(&mut pool, 2);
     assert_eq!(pool.clear(), [first, second]);
-    pool.dialed(first, 100);
+    pool.dialed(first, 100, epoch());
     pool.dial_failed(second);
     assert_eq!(pool.stream_closed(first, now), Tenure::Forgotten);
     assert_eq!(pool.retire(first), Tenure::Forgotten);
@@ -244,7 +254,7 @@ impl World {
             Event::Arrive(key) => self.arrive(key),
             Event::Dialed(index, limit) => {
                 let Some(id) = self.nth(index, |seen| !seen.open && !seen.retired) else { return };
-                self.pool.dialed(id, limit);
+                self.pool.dialed(id, limit, self.now);
                 let seen = self.tunnels.get_mut(&id).unwrap();
                 seen.open = true;
                 seen.limit = limit.min(SETTINGS.max_streams_per_tunnel);

@@ -117,7 +117,12 @@ impl Session {
     /// The stream has ended, or never stood. What we hold stays.
     pub fn ended(&mut self, entropy: u64) -> Retry {
         self.connected = false;
-        if self.useful { self.backoff.after_success(entropy) } else { self.backoff.after_failure(entropy) }
+        // Said of one stream, not of the attempts after it.
+        if std::mem::take(&mut self.useful) {
+            self.backoff.after_success(entropy)
+        } else {
+            self.backoff.after_failure(entropy)
+        }
     }
 
     /// Reads a response.
