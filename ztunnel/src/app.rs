@@ -16,7 +16,7 @@ use ztunnel_core::xds::Mode;
 
 use crate::admin::http::{self, Reach};
 use crate::admin::readiness::Readiness;
-use crate::admin::{Doors, READINESS_PORT};
+use crate::admin::{Doors, READINESS_PORT, unix};
 use crate::certs::local_ca::LocalCa;
 use crate::certs::remote_ca::{Caller, RemoteCa};
 use crate::certs::{CertStore, Source, keeper};
@@ -227,6 +227,15 @@ fn open_doors(doors: &Doors) -> anyhow::Result<tokio::task::JoinSet<()>> {
         http::bind(doors.shared.config.ports.admin, Reach::Localhost).context("admin server starts")?;
     let admin = doors.clone();
     servers.spawn_local(http::serve(listeners, move |request| admin.clone().admin(request)));
+    if let Some(path) = &doors.shared.config.admin_socket {
+        let (listener, place) = unix::bind(path).context("admin server starts")?;
+        let admin = doors.clone();
+        servers.spawn_local(async move {
+            // Removed with the task.
+            let _place = place;
+            http::serve(vec![listener], move |request| admin.clone().admin(request)).await;
+        });
+    }
     let listeners =
         http::bind(doors.shared.config.ports.metrics, Reach::Everywhere).context("stats server starts")?;
     let metrics = doors.clone();

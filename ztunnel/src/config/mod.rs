@@ -50,6 +50,8 @@ pub struct Config {
     pub node: NodeConfig,
     /// The side doors.
     pub ports: Ports,
+    /// `ADMIN_SOCKET`: a unix socket where the admin server listens as well; none if it is not set.
+    pub admin_socket: Option<PathBuf>,
     /// Sockets inside the pods.
     pub sockets: SocketConfig,
     /// Tunnels to other proxies.
@@ -185,6 +187,7 @@ impl Config {
                 admin: proxy.proxy_admin_port.unwrap_or(ADMIN_PORT),
                 metrics: proxy.stats_port.unwrap_or(METRICS_PORT),
             },
+            admin_socket: env.get("ADMIN_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from),
             proxy: is_proxy,
             dns: dns.map(Arc::new),
             socks5: parsed(env, "UNSTABLE_ENABLE_SOCKS5", false, boolean)?,
