@@ -29,6 +29,8 @@ pub struct MeshBuilder {
     policies: Vec<String>,
     services: Vec<String>,
     resolvers: Option<Vec<String>>,
+    /// Policies that select the ztunnels, if these are workloads.
+    ztunnels: Option<Vec<String>>,
 }
 
 /// A mesh that exists. Dropping it removes everything.
@@ -82,6 +84,14 @@ impl MeshBuilder {
     #[must_use]
     pub fn dns(mut self, resolvers: &[&str]) -> Self {
         self.resolvers = Some(resolvers.iter().map(|&name| name.to_owned()).collect());
+        self
+    }
+
+    /// Makes every ztunnel a workload of the mesh, `ztunnel-<node>` in `istio-system`, with tunnels to it; the policies
+    /// (`namespace/name`) select them all.
+    #[must_use]
+    pub fn ztunnels_in_the_mesh(mut self, policies: &[&str]) -> Self {
+        self.ztunnels = Some(policies.iter().map(|&policy| policy.to_owned()).collect());
         self
     }
 
@@ -162,8 +172,13 @@ impl MeshBuilder {
         for node in &nodes {
             node.set_mode(self.mode);
         }
-        fs::write(&mesh_file, file::text(&pods, &self.policies, &self.services))
-            .context("write the mesh file")?;
+        let mut text = file::text(&pods, &self.policies, &self.services);
+        if let Some(policies) = &self.ztunnels {
+            nodes.iter().for_each(Node::names_itself);
+            let ztunnels: String = nodes.iter().map(|node| file::ztunnel(node, policies)).collect();
+            text = text.replacen("workloads:\n", &format!("workloads:\n{ztunnels}"), 1);
+        }
+        fs::write(&mesh_file, text).context("write the mesh file")?;
         Ok(Mesh { prefix: prefix.to_owned(), folder, mode: self.mode, wire, nodes, pods })
     }
 
@@ -223,6 +238,7 @@ impl Mesh {
             policies: Vec::new(),
             services: Vec::new(),
             resolvers: None,
+            ztunnels: None,
         }
     }
 
