@@ -7,7 +7,6 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 use ztunnel_core::Name;
-use ztunnel_core::identity::Identity;
 use ztunnel_core::mesh::{Change, Effect, Mesh, Workload};
 use ztunnel_core::route::Refusal;
 
@@ -156,20 +155,9 @@ pub struct LocalPod {
     pub service_account: Arc<str>,
     /// Only workloads of this node count; `None`: of any.
     pub node: Option<Arc<str>>,
-    /// The trust domain of its certificate; `None`: what its workload says.
-    pub trust_domain: Option<Arc<str>>,
 }
 
 impl LocalPod {
-    /// Who it is, as its certificate says it.
-    pub fn identity(&self, workload: &Workload) -> Identity {
-        let told = workload.identity();
-        match &self.trust_domain {
-            Some(trust_domain) => Identity { trust_domain: Arc::clone(trust_domain), ..told },
-            None => told,
-        }
-    }
-
     /// Its workload, if the mesh knows it.
     pub fn find<'m>(&self, mesh: &'m Mesh) -> Option<&'m Arc<Workload>> {
         mesh.local_workload(&self.name, &self.namespace, &self.service_account, self.node.as_deref())

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use super::is_listed;
+use crate::node::Node;
 use crate::pod::{Pod, Standing};
 
 /// Virtual address of the service at `place`.
@@ -32,6 +33,23 @@ fn services(pods: &[Pod], details: &Details) -> BTreeMap<String, BTreeMap<u16, u
         services.entry(service.hostname.clone()).or_default().insert(service.port, target);
     }
     services
+}
+
+/// The ztunnel of a node, as an item of the file's workloads.
+pub(super) fn ztunnel(node: &Node, policies: &[String]) -> String {
+    let policies: Vec<String> = policies.iter().map(|policy| format!("\"{policy}\"")).collect();
+    format!(
+        "- uid: cluster1//Pod/istio-system/{name}\n  name: {name}\n  namespace: istio-system\n  \
+         serviceAccount: ztunnel\n  trustDomain: cluster.local\n  node: {node}\n  clusterId: cluster1\n  \
+         workloadName: ztunnel\n  workloadType: pod\n  canonicalName: ztunnel\n  canonicalRevision: v1\n  \
+         protocol: HBONE\n  workloadIps: [\"{ip4}\", \"{ip6}\"]\n  authorizationPolicies: [{policies}]\n  \
+         services: {{}}\n",
+        name = node.own_name(),
+        node = node.name(),
+        ip4 = node.ip4(),
+        ip6 = node.ip6(),
+        policies = policies.join(", "),
+    )
 }
 
 /// The file as YAML.

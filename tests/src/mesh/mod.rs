@@ -32,6 +32,8 @@ pub struct MeshBuilder {
     details: file::Details,
     /// Node, name, value.
     of_nodes: Vec<(String, String, String)>,
+    /// Policies that select the ztunnels, if these are workloads.
+    ztunnels: Option<Vec<String>>,
 }
 
 /// A mesh that exists. Dropping it removes everything.
@@ -100,6 +102,14 @@ impl MeshBuilder {
     #[must_use]
     pub fn dns(mut self, resolvers: &[&str]) -> Self {
         self.resolvers = Some(resolvers.iter().map(|&name| name.to_owned()).collect());
+        self
+    }
+
+    /// Makes every ztunnel a workload of the mesh, `ztunnel-<node>` in `istio-system`, with tunnels to it; the policies
+    /// (`namespace/name`) select them all.
+    #[must_use]
+    pub fn ztunnels_in_the_mesh(mut self, policies: &[&str]) -> Self {
+        self.ztunnels = Some(policies.iter().map(|&policy| policy.to_owned()).collect());
         self
     }
 
@@ -183,8 +193,13 @@ impl MeshBuilder {
                 node.set_env(name, value);
             }
         }
-        fs::write(&mesh_file, file::text(&pods, &self.details, &self.policies, &self.services))
-            .context("write the mesh file")?;
+        let mut text = file::text(&pods, &self.details, &self.policies, &self.services);
+        if let Some(policies) = &self.ztunnels {
+            nodes.iter().for_each(Node::names_itself);
+            let ztunnels: String = nodes.iter().map(|node| file::ztunnel(node, policies)).collect();
+            text = text.replacen("workloads:\n", &format!("workloads:\n{ztunnels}"), 1);
+        }
+        fs::write(&mesh_file, text).context("write the mesh file")?;
         Ok(Mesh {
             prefix: prefix.to_owned(),
             folder,
@@ -254,6 +269,7 @@ impl Mesh {
             resolvers: None,
             details: BTreeMap::new(),
             of_nodes: Vec::new(),
+            ztunnels: None,
         }
     }
 

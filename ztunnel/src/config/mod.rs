@@ -29,7 +29,8 @@ pub use ca::CaConfig;
 use dns::DnsConfig;
 pub use env::ConfigError;
 use env::{Env, boolean, duration, number, parsed};
-pub use mode::{ProxyMode, SelfProxy};
+pub use mode::ProxyMode;
+use mode::WorkloadInfo;
 use proxy_config::ProxyConfig;
 use xds::XdsConfig;
 
@@ -39,7 +40,7 @@ pub struct Config {
     /// Whom we serve.
     pub mode: ProxyMode,
     /// Who we are ourselves, if peers may reach us over HBONE.
-    pub self_proxy: Option<SelfProxy>,
+    pub self_proxy: Option<WorkloadInfo>,
     /// `ENABLE_PROXY`: pods' connections come to us; if not, only their DNS queries do.
     pub proxy: bool,
     /// The DNS proxy; `None`: queries do not come to us.
