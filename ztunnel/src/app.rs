@@ -16,7 +16,7 @@ use ztunnel_core::xds::Mode;
 
 use crate::admin::http::{self, Reach};
 use crate::admin::readiness::Readiness;
-use crate::admin::{Doors, READINESS_PORT};
+use crate::admin::{Doors, READINESS_PORT, unix};
 use crate::certs::local_ca::LocalCa;
 use crate::certs::remote_ca::{Caller, RemoteCa};
 use crate::certs::{CertStore, Source, keeper};
@@ -28,6 +28,7 @@ use crate::inpod::pods::Pods;
 use crate::mesh::SharedMesh;
 use crate::proxy::Shared;
 use crate::proxy::unknown::UnknownPolicies;
+use crate::resolve::Resolver;
 use crate::sys::memory::{self, Ebb};
 use crate::sys::netns;
 use crate::telemetry::log;
@@ -80,7 +81,9 @@ pub fn run(env: &impl Env) -> anyhow::Result<()> {
         Some(path) => Revocations::open(path).map(|(lists, follower)| (Some(lists), Some(follower)))?,
         None => (None, None),
     };
+    let (resolver, resolving) = Resolver::new(config.sockets.ipv6);
     let shared = Arc::new(Shared {
+        resolver,
         mesh,
         certs: CertStore::new(Tls { config: config.tunnels.tls, revocations }),
         metrics: Metrics::new(config.telemetry.series),
@@ -93,6 +96,7 @@ pub fn run(env: &impl Env) -> anyhow::Result<()> {
     let tasks = LocalSet::new();
     // These end with the runtime: certificates are renewed and lists followed while connections drain.
     tasks.spawn_local(keeper::keep(shared.certs.clone(), shared.mesh.clone(), source));
+    tasks.spawn_local(resolving.run());
     if let Some(follower) = follower {
         tasks.spawn_local(follower.follow());
     }
@@ -228,6 +232,15 @@ fn open_doors(doors: &Doors) -> anyhow::Result<tokio::task::JoinSet<()>> {
         http::bind(doors.shared.config.ports.admin, Reach::Localhost).context("admin server starts")?;
     let admin = doors.clone();
     servers.spawn_local(http::serve(listeners, move |request| admin.clone().admin(request)));
+    if let Some(path) = &doors.shared.config.admin_socket {
+        let (listener, place) = unix::bind(path).context("admin server starts")?;
+        let admin = doors.clone();
+        servers.spawn_local(async move {
+            // Removed with the task.
+            let _place = place;
+            http::serve(vec![listener], move |request| admin.clone().admin(request)).await;
+        });
+    }
     let listeners =
         http::bind(doors.shared.config.ports.metrics, Reach::Everywhere).context("stats server starts")?;
     let metrics = doors.clone();

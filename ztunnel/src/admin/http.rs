@@ -25,7 +25,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tracing::{debug, warn};
 
@@ -74,7 +75,7 @@ pub fn bind(port: u16, reach: Reach) -> io::Result<Vec<TcpListener>> {
         match listen(address) {
             Ok(listener) => listeners.push(listener),
             // Without IPv6 there is nothing to listen on; IPv4 is covered by a dual-stack socket already.
-            Err(_) if address.is_ipv6() => {}
+            Err(error) if address.is_ipv6() && error.kind() != io::ErrorKind::AddrInUse => {}
             Err(_) if reach == Reach::Everywhere && !listeners.is_empty() => {}
             Err(error) => {
                 let text = format!("failed to bind to address {address}: {error}");
@@ -97,9 +98,38 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// What accepts clients.
+pub trait Listen: 'static {
+    /// A client.
+    type Client: AsyncRead + AsyncWrite + Unpin + 'static;
+
+    /// The next one.
+    fn next(&self) -> impl Future<Output = io::Result<Self::Client>>;
+}
+
+impl Listen for TcpListener {
+    type Client = TcpStream;
+
+    async fn next(&self) -> io::Result<TcpStream> {
+        let (socket, _peer) = self.accept().await?;
+        // A socket without this option is served as well.
+        SockRef::from(&socket).set_tcp_user_timeout(Some(UNREAD_TIMEOUT)).ok();
+        Ok(socket)
+    }
+}
+
+impl Listen for UnixListener {
+    type Client = UnixStream;
+
+    async fn next(&self) -> io::Result<UnixStream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
 /// Serves `handler` on every listener, for as long as it is polled. Call inside a `LocalSet`.
-pub async fn serve<H, F>(listeners: Vec<TcpListener>, handler: H)
+pub async fn serve<L, H, F>(listeners: Vec<L>, handler: H)
 where
+    L: Listen,
     H: Fn(Request<Incoming>) -> F + 'static,
     F: Future<Output = Response<Body>> + 'static,
 {
@@ -111,18 +141,17 @@ where
     while servers.join_next().await.is_some() {}
 }
 
-async fn accept<H, F>(listener: TcpListener, handler: Rc<H>)
+async fn accept<L, H, F>(listener: L, handler: Rc<H>)
 where
+    L: Listen,
     H: Fn(Request<Incoming>) -> F + 'static,
     F: Future<Output = Response<Body>> + 'static,
 {
     let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
     // Never closed: the server ends when its task is dropped.
     while let Ok(client) = Arc::clone(&clients).acquire_owned().await {
-        match listener.accept().await {
-            Ok((socket, _peer)) => {
-                // A socket without this option is served as well.
-                SockRef::from(&socket).set_tcp_user_timeout(Some(UNREAD_TIMEOUT)).ok();
+        match listener.next().await {
+            Ok(socket) => {
                 let handler = Rc::clone(&handler);
                 tokio::task::spawn_local(async move {
                     let service = service_fn(move |request| {

@@ -6,7 +6,7 @@
 //! * [`readiness`]: what the node still waits for.
 //! * [`dump`]: `/config_dump`, for istioctl. [`logging`]: `/logging`. [`profiles`]: `/debug/pprof`.
 //! * [`page`]: what a person looks at; it asks [`status`] and [`connections`]. [`problems`]: what is wrong.
-//! * [`denials`]: who was turned away, and by which policy. [`query`]: how requests are read.
+//! * [`denials`]: who was turned away, and by which policy. [`query`]: how requests are read. [`unix`]: the other way in.
 
 pub mod connections;
 pub mod denials;
@@ -21,6 +21,7 @@ mod query;
 pub mod readiness;
 mod scrape;
 pub mod status;
+pub mod unix;
 
 use std::io::Write as _;
 use std::sync::Arc;

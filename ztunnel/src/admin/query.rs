@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The query of a request: `name=value` pairs, percent-encoded.
 
-use percent_encoding::percent_decode_str;
-
 /// A query that has been decoded. What is not UTF-8 becomes U+FFFD, and matches nothing.
 #[derive(Debug, Default)]
 pub struct Query(Vec<(String, String)>);
@@ -10,15 +8,7 @@ pub struct Query(Vec<(String, String)>);
 impl Query {
     /// Reads the part of a URI after `?`.
     pub fn parse(text: &str) -> Self {
-        let decode =
-            |part: &str| percent_decode_str(&part.replace('+', " ")).decode_utf8_lossy().into_owned();
-        let pairs = text.split('&').filter(|pair| !pair.is_empty());
-        Self(
-            pairs
-                .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-                .map(|(name, value)| (decode(name), decode(value)))
-                .collect(),
-        )
+        Self(form_urlencoded::parse(text.as_bytes()).into_owned().collect())
     }
 
     /// The first value of this name; an empty one counts as none.

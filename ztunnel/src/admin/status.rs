@@ -10,11 +10,13 @@ use ztunnel_core::Name;
 use ztunnel_core::addr::{INBOUND_HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT};
 use ztunnel_core::mesh::Mesh;
 use ztunnel_core::report::access::Timestamp;
+use ztunnel_core::socks5;
 
 use super::connections::Paths;
 use super::denials::{self, Denial};
 use super::{Doors, problems};
 use crate::certs::store::State as CertState;
+use crate::config::Config;
 use crate::fastpath;
 use crate::proxy::unknown::Counts;
 use crate::telemetry::live::Totals;
@@ -120,7 +122,7 @@ pub struct Pod {
     /// Kernel id of the network namespace.
     pub netns_cookie: u64,
     /// Ports that listen in its namespace.
-    pub listeners: [u16; 3],
+    pub listeners: Vec<u16>,
     /// Fast-path level: off, half or full.
     pub level: String,
     /// Why that level.
@@ -220,6 +222,7 @@ fn until(now: SystemTime, end: SystemTime) -> i64 {
 
 fn pods(doors: &Doors) -> Vec<Pod> {
     let shared = &doors.shared;
+    let listeners = listeners(&shared.config);
     let pods = doors.pods.served().into_iter();
     let mut pods: Vec<Pod> = pods
         .map(|(context, eligibility)| Pod {
@@ -229,7 +232,7 @@ fn pods(doors: &Doors) -> Vec<Pod> {
             service_account: context.pod.service_account.to_string(),
             identity: shared.mesh.find_local(&context.pod).map(|workload| workload.identity().to_string()),
             netns_cookie: context.netns_cookie,
-            listeners: [OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT, INBOUND_HBONE_PORT],
+            listeners: listeners.clone(),
             level: eligibility.level.to_string(),
             reason: eligibility.reason.to_string(),
             on: shared.fastpath.is_on(context.netns_cookie),
@@ -241,4 +244,15 @@ fn pods(doors: &Doors) -> Vec<Pod> {
         .collect();
     pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     pods
+}
+
+/// The ports that listen in every pod.
+fn listeners(config: &Config) -> Vec<u16> {
+    let mut ports = Vec::new();
+    if config.proxy {
+        ports.extend([OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT, INBOUND_HBONE_PORT]);
+        ports.extend(config.socks5.then_some(socks5::PORT));
+    }
+    ports.extend(config.dns.as_ref().map(|dns| dns.listen.port()));
+    ports
 }

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use ztunnel_core::authz::Unknown;
 use ztunnel_core::fastpath::{Mode, Pattern};
+use ztunnel_core::route::inbound::AppTunnels;
 
 use crate::admin::{ADMIN_PORT, METRICS_PORT};
 use crate::fastpath;
@@ -31,7 +32,8 @@ pub use ca::CaConfig;
 use dns::DnsConfig;
 pub use env::ConfigError;
 use env::{Env, boolean, duration, number, parsed};
-pub use mode::{ProxyMode, SelfProxy};
+pub use mode::ProxyMode;
+use mode::WorkloadInfo;
 use proxy_config::ProxyConfig;
 use telemetry::TelemetryConfig;
 use xds::XdsConfig;
@@ -42,7 +44,7 @@ pub struct Config {
     /// Whom we serve.
     pub mode: ProxyMode,
     /// Who we are ourselves, if peers may reach us over HBONE.
-    pub self_proxy: Option<SelfProxy>,
+    pub self_proxy: Option<WorkloadInfo>,
     /// `ENABLE_PROXY`: pods' connections come to us; if not, only their DNS queries do.
     pub proxy: bool,
     /// The DNS proxy; `None`: queries do not come to us.
@@ -53,6 +55,8 @@ pub struct Config {
     pub node: NodeConfig,
     /// The side doors.
     pub ports: Ports,
+    /// `ADMIN_SOCKET`: a unix socket where the admin server listens as well; none if it is not set.
+    pub admin_socket: Option<PathBuf>,
     /// Sockets inside the pods.
     pub sockets: SocketConfig,
     /// Tunnels to other proxies.
@@ -153,6 +157,8 @@ pub struct TunnelConfig {
     pub frame_size: u32,
     /// `ENABLE_RESPONSE_BAGGAGE`.
     pub response_baggage: bool,
+    /// `LOCALHOST_APP_TUNNEL`: where applications take connections with a PROXY header.
+    pub app_tunnels: AppTunnels,
     /// What their handshakes offer.
     pub tls: TlsConfig,
 }
@@ -188,6 +194,7 @@ impl Config {
                 admin: proxy.proxy_admin_port.unwrap_or(ADMIN_PORT),
                 metrics: proxy.stats_port.unwrap_or(METRICS_PORT),
             },
+            admin_socket: env.get("ADMIN_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from),
             proxy: is_proxy,
             dns: dns.map(Arc::new),
             socks5: parsed(env, "UNSTABLE_ENABLE_SOCKS5", false, boolean)?,
@@ -267,6 +274,11 @@ fn tunnels(env: &impl Env) -> Result<TunnelConfig, ConfigError> {
         connection_window: parsed(env, "HTTP2_CONNECTION_WINDOW_SIZE", 16 << 20, window)?,
         frame_size: parsed(env, "HTTP2_FRAME_SIZE", 1 << 20, frame)?,
         response_baggage: parsed(env, "ENABLE_RESPONSE_BAGGAGE", true, boolean)?,
+        app_tunnels: if parsed(env, "LOCALHOST_APP_TUNNEL", true, boolean)? {
+            AppTunnels::ToLocalhost
+        } else {
+            AppTunnels::ToPod
+        },
         tls: tls(env)?,
     })
 }

@@ -11,6 +11,19 @@ use super::labels::NAMES;
 const DNS: [&str; 4] =
     ["request_query_type", "request_protocol", "source_canonical_service", "source_canonical_revision"];
 
+/// The labels of uses of a host name.
+const ON_DEMAND: [&str; 9] = [
+    "source_workload",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+    "hostname",
+];
+
 /// What the values of a family mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -106,6 +119,7 @@ families! {
     DNS_FORWARDED Counter "istio_dns_upstream_requests" (DNS) "Total number of DNS requests forwarded to upstream (unstable).";
     DNS_FAILED Counter "istio_dns_upstream_failures" (DNS) "Total number of DNS requests forwarded to upstream that failed (unstable).";
     DNS_DURATION Histogram "istio_dns_upstream_request_duration_seconds" ["seconds"] (DNS) "Total time in seconds to forward a request to upstream (unstable).";
+    RESOLVED Counter "istio_on_demand_dns" (ON_DEMAND) "The total number of on-demand DNS requests (unstable).";
     XDS_ENDS Counter "istio_xds_connection_terminations" (["reason"]) "The total number of completed connections to xds server (unstable).";
     XDS_MESSAGES Counter "istio_xds_message" (["url"]) "The total number of messages received (unstable).";
     XDS_BYTES Counter "istio_xds_message_bytes" ["bytes"] (["url"]) "The total number of bytes received (unstable).";

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use ztunnel_core::mesh::Workload;
-use ztunnel_core::report::{Labels, Reporter, families};
+use ztunnel_core::report::{Facts, Labels, Reporter, families};
 
 use super::dns::DnsMetrics;
 use exposition::Exposition;
@@ -25,6 +25,8 @@ use series::{Counted, Limits, Store};
 
 /// Types of responses that are counted apart.
 const MAX_TYPES: usize = 8;
+/// Sources and host names that are counted apart; names are the mesh's, but there may be ever new ones.
+const MAX_RESOLVED: usize = 4096;
 
 /// Everything that is counted.
 #[derive(Debug, Clone)]
@@ -37,6 +39,8 @@ struct Inner {
     pods: Arc<PodCounts>,
     xds: XdsCounts,
     dns: DnsMetrics,
+    /// Uses of host names, by the labels of `istio_on_demand_dns`.
+    resolved: Mutex<BTreeMap<[String; families::RESOLVED.labels.len()], u64>>,
 }
 
 /// Messages and streams of the control plane, as `istio_xds_*` counts them.
@@ -132,8 +136,8 @@ impl Default for Metrics {
 impl Metrics {
     /// Nothing is counted yet.
     pub fn new(limits: Limits) -> Self {
-        let (sockets, pods, xds, dns) = Default::default();
-        Self(Arc::new(Inner { series: Store::new(limits), sockets, pods, xds, dns }))
+        let (sockets, pods, xds, dns, resolved) = Default::default();
+        Self(Arc::new(Inner { series: Store::new(limits), sockets, pods, xds, dns, resolved }))
     }
 
     /// The counters of the xDS client.
@@ -144,6 +148,26 @@ impl Metrics {
     /// The counters of the DNS proxy.
     pub fn dns(&self) -> &DnsMetrics {
         &self.0.dns
+    }
+
+    /// A connection of this source needs the addresses of a host, known already or not.
+    pub fn resolved(&self, source: &Workload, host: &str) {
+        let identity = source.identity();
+        let known = Labels::new(&Facts {
+            source: Some(source),
+            source_principal: Some(&identity),
+            ..Facts::new(Reporter::Source)
+        });
+        let mut labels: [String; families::RESOLVED.labels.len()] = Default::default();
+        for (name, label) in families::RESOLVED.labels.iter().zip(&mut labels) {
+            let value = known.iter().find(|(of, _)| of == name).map(|(_, value)| value.to_string());
+            *label = value.unwrap_or_else(|| host.to_owned());
+        }
+        let mut all = self.0.resolved.lock();
+        if all.len() >= MAX_RESOLVED && !all.contains_key(&labels) {
+            labels.fill("overflow".to_owned());
+        }
+        *all.entry(labels).or_default() += 1;
     }
 
     /// The pods' gauges.
@@ -181,6 +205,9 @@ impl Metrics {
             .map(|reporter| ([reporter.as_str()], self.sockets(reporter).load(Ordering::Relaxed)));
         out.family(&families::SOCKETS, sockets)?;
         self.0.dns.expose(out)?;
+        // Copied: who reads the exposition may be slow.
+        let resolved = self.0.resolved.lock().clone();
+        out.named(&families::RESOLVED, resolved)?;
         self.0.xds.expose(out)
     }
 
