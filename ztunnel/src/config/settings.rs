@@ -144,6 +144,11 @@ pub const GROUPS: &[Group] = &[
                 "`skip`",
                 "a policy that a pod names and that has not arrived: `skip` it, or `deny` everybody",
             ),
+            setting(
+                "LOCALHOST_APP_TUNNEL",
+                "`true`",
+                "applications that take a PROXY header take it on localhost; `false`: on the pod's address",
+            ),
             setting("UNSTABLE_ENABLE_SOCKS5", "`false`", "SOCKS5 on port 15080"),
             setting(
                 "TERMINATION_GRACE_PERIOD_SECONDS",

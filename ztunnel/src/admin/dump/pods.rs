@@ -99,7 +99,14 @@ impl Serialize for Directed<'_> {
                     Reporter::Source => ends.destination_addr,
                     Reporter::Destination => ends.target,
                 },
-                protocol: if ends.security == Security::MutualTls { "HBONE" } else { "TCP" },
+                protocol: match (ends.security, self.1) {
+                    (Security::Unknown, _) => "TCP",
+                    // Only the inner tunnel through a gateway says who is behind it.
+                    (Security::MutualTls, Reporter::Source) if ends.destination_principal.is_some() => {
+                        "DOUBLEHBONE"
+                    }
+                    (Security::MutualTls, _) => "HBONE",
+                },
             }
         }))
     }

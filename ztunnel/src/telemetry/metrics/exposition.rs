@@ -354,5 +354,98 @@ workload_manager_proxies_stopped_total 0
         assert_eq!(names.len(), families::ALL.len());
     }
 
+    /// What a scrape costs: 1,000 workloads with 20 peers each; and how long it holds up a connection that opens
+    /// meanwhile. `cargo test --release -p ztunnel --lib a_scrape -- --ignored --nocapture`
+    #[test]
+    #[ignore = "a measurement: needs a release build and a quiet machine"]
+    fn a_scrape_of_a_thousand_workloads_with_twenty_peers_each() {
+        use std::sync::Arc;
+        use std::sync::atomic::{AtomicBool, Ordering};
+        use std::thread;
+        use std::time::{Duration, Instant};
+
+        let workload = |name: String| {
+            Arc::new(Workload {
+                name: format!("{name}-7d9f8b6c5-x2x4z").into(),
+                workload_name: name.as_str().into(),
+                canonical_name: name.as_str().into(),
+                canonical_revision: "v1".into(),
+                namespace: "production".into(),
+                service_account: name.into(),
+                trust_domain: "cluster.local".into(),
+                cluster_id: "Kubernetes".into(),
+                ..Workload::default()
+            })
+        };
+        let metrics = Metrics::new(Limits::default());
+        let peers: Vec<_> = (0..20).map(|peer| workload(format!("peer-{peer}"))).collect();
+        let open = |server: &Arc<Workload>, peer: &Arc<Workload>| {
+            let identity = peer.identity();
+            let facts = Facts {
+                source: Some(peer),
+                source_principal: Some(&identity),
+                destination: Some(server),
+                security: Security::MutualTls,
+                ..Facts::new(Reporter::Destination)
+            };
+            metrics.opened(Labels::new(&facts), [Some(peer), Some(server)])
+        };
+        let servers: Vec<_> = (0..1000).map(|server| workload(format!("server-{server}"))).collect();
+        for server in &servers {
+            peers.iter().for_each(|peer| open(server, peer).close(Flag::None));
+        }
+        let stop = AtomicBool::new(false);
+        let longest = |stop: &AtomicBool| {
+            let mut times = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                let server = &servers[times.len() % servers.len()];
+                let begun = Instant::now();
+                open(server, &peers[0]).close(Flag::None);
+                times.push(begun.elapsed());
+            }
+            times.sort_unstable();
+            times
+        };
+        let print = |what: &str, times: &[Duration]| {
+            let at = |share: usize| times[(times.len() * share / 10_000).min(times.len() - 1)];
+            println!("{what}: open and close p50 {:?} p99 {:?} p99.99 {:?}", at(5000), at(9900), at(9999));
+        };
+        for (what, gzip) in [("plain", false), ("gzip", true)] {
+            let (mut took, mut size) = (Vec::new(), 0);
+            let times = thread::scope(|scope| {
+                let opener = scope.spawn(|| longest(&stop));
+                for _ in 0..20 {
+                    let begun = Instant::now();
+                    size = if gzip {
+                        let zip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                        let mut out = Exposition::new(zip);
+                        metrics.expose_istio(&mut out).unwrap();
+                        out.end().unwrap().finish().unwrap().len()
+                    } else {
+                        let mut out = Exposition::new(io::BufWriter::with_capacity(64 << 10, io::sink()));
+                        metrics.expose_istio(&mut out).unwrap();
+                        out.end().unwrap();
+                        0
+                    };
+                    took.push(begun.elapsed());
+                }
+                stop.store(true, Ordering::Relaxed);
+                opener.join().unwrap()
+            });
+            stop.store(false, Ordering::Relaxed);
+            took.sort_unstable();
+            let size = if gzip { size } else { expose(&metrics).len() };
+            println!("{what}: {size} bytes in {:?} (median of 20)", took[10]);
+            print("meanwhile", &times);
+        }
+        let times = thread::scope(|scope| {
+            let opener = scope.spawn(|| longest(&stop));
+            thread::sleep(Duration::from_secs(1));
+            stop.store(true, Ordering::Relaxed);
+            opener.join().unwrap()
+        });
+        print("alone", &times);
+    }
+
     const NAMES: [&str; 27] = ztunnel_core::report::labels::NAMES;
 }
