@@ -107,11 +107,10 @@ fn exposed(mesh: &Mesh) -> BTreeSet<String> {
     let mut seen = BTreeSet::new();
     for node in mesh.nodes() {
         for sample in node.metrics().unwrap().samples {
-            let Some(labels) = families.get(&sample.name) else {
-                panic!("{} is not in the table", sample.name)
-            };
+            let labels = families.get(&sample.name);
             let found: BTreeSet<&str> = sample.labels.keys().map(String::as_str).collect();
-            assert!(found.is_subset(labels), "{}: {found:?} instead of {labels:?}", sample.name);
+            let as_listed = labels.is_some_and(|labels| found.is_subset(labels));
+            assert!(as_listed, "{}: {found:?} instead of {labels:?}", sample.name);
             seen.insert(sample.name);
         }
     }
@@ -192,7 +191,7 @@ fn watch(mesh: &Mesh, istiod: &Istiod, prometheus: &Prometheus) {
         });
         missing.is_empty()
     });
-    data.unwrap_or_else(|error| panic!("{error}: {missing:#?}"));
+    assert!(data.is_ok(), "{data:?}: {missing:#?}");
 
     let denied = prometheus
         .query("sum by (source_workload) (istio_tcp_connections_failed_total{response_flags=\"DENY\"})");
