@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ztunnel_core::authz::Unknown;
+use ztunnel_core::dns::resolv_conf::ResolvConf;
 use ztunnel_core::fastpath::{Mode, Pattern};
 use ztunnel_core::route::inbound::AppTunnels;
 
@@ -49,6 +50,8 @@ pub struct Config {
     pub proxy: bool,
     /// The DNS proxy; `None`: queries do not come to us.
     pub dns: Option<Arc<DnsConfig>>,
+    /// `DNS_RESOLV_CONF`: whom to ask about names that the mesh does not know.
+    pub resolvers: Arc<ResolvConf>,
     /// `UNSTABLE_ENABLE_SOCKS5`: applications may say where they want to go.
     pub socks5: bool,
     /// Who we are.
@@ -183,7 +186,8 @@ impl Config {
         let mode = mode::read(env)?;
         let proxy = ProxyConfig::read(env)?;
         let is_proxy = parsed(env, "ENABLE_PROXY", true, boolean)?;
-        let dns = dns::read(env, &proxy, &mode)?;
+        let resolvers = Arc::new(dns::resolvers(env)?);
+        let dns = dns::read(env, &proxy, &mode, &resolvers)?;
         if !is_proxy && dns.is_none() {
             let accepted = "without the proxy and without the DNS proxy (ISTIO_META_DNS_CAPTURE) there is nothing to run";
             return Err(unsupported("ENABLE_PROXY", "false", accepted));
@@ -197,6 +201,7 @@ impl Config {
             admin_socket: env.get("ADMIN_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from),
             proxy: is_proxy,
             dns: dns.map(Arc::new),
+            resolvers,
             socks5: parsed(env, "UNSTABLE_ENABLE_SOCKS5", false, boolean)?,
             node: NodeConfig {
                 name: env.get("NODE_NAME").filter(|name| !name.is_empty()),
