@@ -17,6 +17,7 @@ use super::denials::{self, Denial};
 use super::{Doors, problems};
 use crate::certs::store::State as CertState;
 use crate::config::Config;
+use crate::config::dns::Listen;
 use crate::fastpath;
 use crate::proxy::unknown::Counts;
 use crate::telemetry::live::Totals;
@@ -253,6 +254,9 @@ fn listeners(config: &Config) -> Vec<u16> {
         ports.extend([OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT, INBOUND_HBONE_PORT]);
         ports.extend(config.socks5.then_some(socks5::PORT));
     }
-    ports.extend(config.dns.as_ref().map(|dns| dns.listen.port()));
+    ports.extend(config.dns.as_ref().map(|dns| match dns.listen {
+        Listen::Localhost(port) => port,
+        Listen::Addr(addr) => addr.port(),
+    }));
     ports
 }
