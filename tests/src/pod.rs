@@ -42,6 +42,8 @@ pub struct ServicePort {
     pub port: u16,
     /// The port of the pods.
     pub target: u16,
+    /// The service does not say the port of the pods: each pod does.
+    pub named: bool,
 }
 
 /// A pod to be.
@@ -57,6 +59,10 @@ pub struct PodSpec {
     pub(crate) policies: Vec<String>,
     pub(crate) redirected: bool,
     pub(crate) enrolled: bool,
+    /// Where it is found instead of its addresses.
+    pub(crate) hostname: Option<String>,
+    /// More of its description, as YAML.
+    pub(crate) details: Vec<String>,
 }
 
 impl PodSpec {
@@ -72,6 +78,8 @@ impl PodSpec {
             policies: Vec::new(),
             redirected: standing == Standing::Mesh,
             enrolled: standing == Standing::Mesh,
+            hostname: None,
+            details: Vec::new(),
         }
     }
 
@@ -124,7 +132,29 @@ impl PodSpec {
     /// Makes it an endpoint of the service `hostname`, whose `port` leads to the pod's `target`.
     #[must_use]
     pub fn service(mut self, hostname: &str, port: u16, target: u16) -> Self {
-        self.services.push(ServicePort { hostname: hostname.to_owned(), port, target });
+        self.services.push(ServicePort { hostname: hostname.to_owned(), port, target, named: false });
+        self
+    }
+
+    /// The same for a port that the service knows by name alone, so that the pod itself has to say which it is.
+    #[must_use]
+    pub fn named_port(mut self, hostname: &str, port: u16, target: u16) -> Self {
+        self.services.push(ServicePort { hostname: hostname.to_owned(), port, target, named: true });
+        self
+    }
+
+    /// The mesh knows it by a host name and not by its addresses.
+    #[must_use]
+    pub fn known_as(mut self, hostname: &str) -> Self {
+        self.hostname = Some(hostname.to_owned());
+        self
+    }
+
+    /// One more line of its description in the mesh file, such as `network: net2`. `$ip(pod)` stands for the address of a pod,
+    /// `$vip(hostname)` for that of a service.
+    #[must_use]
+    pub fn with(mut self, yaml: &str) -> Self {
+        self.details.push(yaml.to_owned());
         self
     }
 

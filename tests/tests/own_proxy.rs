@@ -2,7 +2,7 @@
 //! ztunnel as a workload itself: its metrics are reached over HBONE, with mutual TLS and policies.
 
 use std::io::ErrorKind;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -120,4 +120,43 @@ fn metrics_are_scraped_over_hbone_by_whom_the_policies_let_in() {
         Ok(())
     })
     .unwrap();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn tunnels_to_ztunnel_drain_with_the_rest_and_without_its_names_there_are_none() {
+    let mesh = Mesh::builder()
+        .pod(PodSpec::mesh("prometheus").on("n1"))
+        .pod(PodSpec::plain("plain").on("n2"))
+        .ztunnels_in_the_mesh(&[])
+        .start()
+        .unwrap();
+    let (node, client) = (mesh.node("n1"), mesh.pod("prometheus"));
+    let own = SocketAddr::new(node.ip4(), 15008);
+    let mut open = client.connect((node.ip4(), STATS).into()).unwrap();
+    std::io::Write::write_all(&mut open, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    wait::until("the scrape to be served", SOON, || {
+        let opened = [("reporter", "destination"), ("destination_workload", "ztunnel")];
+        node.metrics().is_ok_and(|metrics| metrics.sum("istio_tcp_connections_opened_total", &opened) > 0.5)
+    })
+    .unwrap();
+    node.signal(nix::sys::signal::Signal::SIGTERM).unwrap();
+    let refused = || mesh.pod("plain").connect(own).is_err();
+    wait::until("its port to be closed", SOON, refused).unwrap();
+    assert!(node.wait_exit(SOON).unwrap().success());
+    drop(open);
+    // In part is not at all.
+    node.unset_env("SERVICE_ACCOUNT");
+    node.start().unwrap();
+    assert!(refused(), "a listener for nobody");
+    // A port that somebody else has ends the start.
+    let node = mesh.node("n2");
+    node.terminate().unwrap();
+    let squatter = node.netns().run(|| std::net::TcpListener::bind(("::", 15008))).unwrap();
+    node.launch().unwrap();
+    assert_eq!(node.wait_exit(SOON).unwrap().code(), Some(1));
+    let said = node.stderr();
+    assert!(said.contains("failed to bind to address [::]:15008"), "{said}");
+    drop(squatter);
+    mesh.stop().unwrap();
 }

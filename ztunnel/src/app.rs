@@ -28,6 +28,7 @@ use crate::inpod::pods::Pods;
 use crate::mesh::SharedMesh;
 use crate::proxy::Shared;
 use crate::proxy::unknown::UnknownPolicies;
+use crate::resolve::Resolver;
 use crate::sys::memory::{self, Ebb};
 use crate::sys::netns;
 use crate::telemetry::metrics::Metrics;
@@ -76,7 +77,9 @@ pub fn run(env: &impl Env) -> anyhow::Result<()> {
         Some(path) => Revocations::open(path).map(|(lists, follower)| (Some(lists), Some(follower)))?,
         None => (None, None),
     };
+    let (resolver, resolving) = Resolver::new(config.sockets.ipv6);
     let shared = Arc::new(Shared {
+        resolver,
         mesh,
         certs: CertStore::new(Tls { config: config.tunnels.tls, revocations }),
         metrics: Metrics::default(),
@@ -89,6 +92,7 @@ pub fn run(env: &impl Env) -> anyhow::Result<()> {
     let tasks = LocalSet::new();
     // These end with the runtime: certificates are renewed and lists followed while connections drain.
     tasks.spawn_local(keeper::keep(shared.certs.clone(), shared.mesh.clone(), source));
+    tasks.spawn_local(resolving.run());
     if let Some(follower) = follower {
         tasks.spawn_local(follower.follow());
     }

@@ -16,14 +16,32 @@ pub fn unpredictable() -> u16 {
     u16::from_le_bytes([low, high])
 }
 
-/// The next 64 random bits of this thread (SplitMix64).
+/// The next 64 random bits of this thread.
 pub fn entropy() -> u64 {
     STATE.with(|state| {
-        let next = state.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        state.set(next);
-        let mut mixed = next;
+        let mut draws = Draws(state.get());
+        let drawn = draws.draw();
+        state.set(draws.0);
+        drawn
+    })
+}
+
+/// Random bits that can be drawn again in the same order, for a decision that is taken again (SplitMix64).
+#[derive(Debug, Clone)]
+pub struct Draws(u64);
+
+impl Draws {
+    /// Draws that nobody else has.
+    pub fn fresh() -> Self {
+        Self(entropy())
+    }
+
+    /// The next 64 bits.
+    pub fn draw(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
-    })
+    }
 }

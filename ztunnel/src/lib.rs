@@ -7,6 +7,7 @@
 //! * [`hbone`], [`tls`], [`certs`]: tunnels, and who may use them. [`grpc`]: the way to the control plane.
 //! * [`fastpath`]: local hops in the kernel. [`sys`]: system calls, the only `unsafe`.
 //! * [`mesh`]: the shared view of the mesh. [`xds`]: where it comes from. [`telemetry`], [`admin`]: what others see of us.
+//! * [`resolve`]: workloads that are known by host name.
 //! * [`doctor`], [`cli`]: the commands beside the proxy.
 
 pub mod admin;
@@ -23,6 +24,7 @@ pub mod hbone;
 pub mod inpod;
 pub mod mesh;
 pub mod proxy;
+pub mod resolve;
 pub mod sys;
 pub mod telemetry;
 pub mod tls;

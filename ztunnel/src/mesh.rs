@@ -7,7 +7,6 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 use ztunnel_core::Name;
-use ztunnel_core::identity::Identity;
 use ztunnel_core::mesh::{Change, Effect, Mesh, Workload};
 use ztunnel_core::route::Refusal;
 
@@ -78,20 +77,37 @@ impl SharedMesh {
         self.authorizations.subscribe()
     }
 
+    /// Whether what is not in it may exist all the same.
+    pub fn is_on_demand(&self) -> bool {
+        self.demands.is_some()
+    }
+
+    /// Asks the control plane what this name is.
+    ///
+    /// # Errors
+    /// [`Refusal::NoAnswer`]: to go on without knowing could mean to go on in the clear.
+    pub async fn ask(&self, name: &Name) -> Result<(), Refusal> {
+        let Some(demands) = &self.demands else { return Ok(()) };
+        match demands.ask(Name::clone(name)).await {
+            Answer::Known => Ok(()),
+            Answer::Refused | Answer::Timeout => Err(Refusal::NoAnswer(Name::clone(name))),
+        }
+    }
+
     /// Asks the control plane for all that `missing` finds missing, until it finds nothing that was not asked for.
     ///
     /// # Errors
     /// [`Refusal::NoAnswer`]: to go on without knowing could mean to go on in the clear.
     pub async fn complete(&self, missing: impl Fn(&Mesh) -> Vec<Name>) -> Result<(), Refusal> {
-        let Some(demands) = &self.demands else { return Ok(()) };
+        if !self.is_on_demand() {
+            return Ok(());
+        }
         let mut asked: Vec<Name> = Vec::new();
         loop {
             let next = self.read(&missing).into_iter().find(|name| !asked.contains(name));
             let Some(name) = next else { return Ok(()) };
-            match demands.ask(Name::clone(&name)).await {
-                Answer::Known => asked.push(name),
-                Answer::Refused | Answer::Timeout => return Err(Refusal::NoAnswer(name)),
-            }
+            self.ask(&name).await?;
+            asked.push(name);
         }
     }
 
@@ -139,20 +155,9 @@ pub struct LocalPod {
     pub service_account: Arc<str>,
     /// Only workloads of this node count; `None`: of any.
     pub node: Option<Arc<str>>,
-    /// The trust domain of its certificate; `None`: what its workload says.
-    pub trust_domain: Option<Arc<str>>,
 }
 
 impl LocalPod {
-    /// Who it is, as its certificate says it.
-    pub fn identity(&self, workload: &Workload) -> Identity {
-        let told = workload.identity();
-        match &self.trust_domain {
-            Some(trust_domain) => Identity { trust_domain: Arc::clone(trust_domain), ..told },
-            None => told,
-        }
-    }
-
     /// Its workload, if the mesh knows it.
     pub fn find<'m>(&self, mesh: &'m Mesh) -> Option<&'m Arc<Workload>> {
         mesh.local_workload(&self.name, &self.namespace, &self.service_account, self.node.as_deref())

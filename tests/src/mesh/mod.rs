@@ -29,6 +29,11 @@ pub struct MeshBuilder {
     policies: Vec<String>,
     services: Vec<String>,
     resolvers: Option<Vec<String>>,
+    details: file::Details,
+    /// Node, name, value.
+    of_nodes: Vec<(String, String, String)>,
+    /// Policies that select the ztunnels, if these are workloads.
+    ztunnels: Option<Vec<String>>,
 }
 
 /// A mesh that exists. Dropping it removes everything.
@@ -40,6 +45,7 @@ pub struct Mesh {
     wire: Netns,
     nodes: Vec<Node>,
     pods: Vec<Pod>,
+    details: file::Details,
 }
 
 impl MeshBuilder {
@@ -54,6 +60,20 @@ impl MeshBuilder {
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// One more variable in the environment of one node's ztunnel.
+    #[must_use]
+    pub fn node_env(mut self, node: &str, name: &str, value: &str) -> Self {
+        self.of_nodes.push((node.to_owned(), name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// One more line of the description of the service `hostname`, such as `canonical: true`; see [`PodSpec::with`].
+    #[must_use]
+    pub fn service_with(mut self, hostname: &str, yaml: &str) -> Self {
+        self.details.entry(hostname.to_owned()).or_default().push(yaml.to_owned());
         self
     }
 
@@ -82,6 +102,14 @@ impl MeshBuilder {
     #[must_use]
     pub fn dns(mut self, resolvers: &[&str]) -> Self {
         self.resolvers = Some(resolvers.iter().map(|&name| name.to_owned()).collect());
+        self
+    }
+
+    /// Makes every ztunnel a workload of the mesh, `ztunnel-<node>` in `istio-system`, with tunnels to it; the policies
+    /// (`namespace/name`) select them all.
+    #[must_use]
+    pub fn ztunnels_in_the_mesh(mut self, policies: &[&str]) -> Self {
+        self.ztunnels = Some(policies.iter().map(|&policy| policy.to_owned()).collect());
         self
     }
 
@@ -161,10 +189,26 @@ impl MeshBuilder {
         }
         for node in &nodes {
             node.set_mode(self.mode);
+            for (_, name, value) in self.of_nodes.iter().filter(|(name, ..)| name == node.name()) {
+                node.set_env(name, value);
+            }
         }
-        fs::write(&mesh_file, file::text(&pods, &self.policies, &self.services))
-            .context("write the mesh file")?;
-        Ok(Mesh { prefix: prefix.to_owned(), folder, mode: self.mode, wire, nodes, pods })
+        let mut text = file::text(&pods, &self.details, &self.policies, &self.services);
+        if let Some(policies) = &self.ztunnels {
+            nodes.iter().for_each(Node::names_itself);
+            let ztunnels: String = nodes.iter().map(|node| file::ztunnel(node, policies)).collect();
+            text = text.replacen("workloads:\n", &format!("workloads:\n{ztunnels}"), 1);
+        }
+        fs::write(&mesh_file, text).context("write the mesh file")?;
+        Ok(Mesh {
+            prefix: prefix.to_owned(),
+            folder,
+            mode: self.mode,
+            wire,
+            nodes,
+            pods,
+            details: self.details,
+        })
     }
 
     fn environment(&self, mesh_file: &Path, folder: &Path) -> BTreeMap<String, String> {
@@ -223,6 +267,9 @@ impl Mesh {
             policies: Vec::new(),
             services: Vec::new(),
             resolvers: None,
+            details: BTreeMap::new(),
+            of_nodes: Vec::new(),
+            ztunnels: None,
         }
     }
 
@@ -332,7 +379,7 @@ impl Mesh {
     /// No pod is in it.
     #[must_use]
     pub fn vip(&self, hostname: &str) -> std::net::IpAddr {
-        let place = file::hostnames(&self.pods).iter().position(|name| name == hostname);
+        let place = file::hostnames(&self.pods, &self.details).iter().position(|name| name == hostname);
         let place = place.unwrap_or_else(|| unreachable!("no pod declares the service {hostname}"));
         file::vip(place).into()
     }

@@ -6,7 +6,7 @@ mod successor;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -41,6 +41,7 @@ pub struct Node {
     name: String,
     netns: Netns,
     ip4: Ipv4Addr,
+    ip6: Ipv6Addr,
     cgroup: Cgroup,
     agent: Agent,
     folder: PathBuf,
@@ -94,6 +95,7 @@ impl Node {
              addr add fd71::{number:x}/64 dev eth0 nodad\n\
              link set eth0 up\n"
         ))?;
+        let ip6 = Ipv6Addr::new(0xfd71, 0, 0, 0, 0, 0, 0, number.into());
         let folder = crate::cleanup::folder(prefix);
         let agent = Agent::start(&folder.join(format!("{name}.zds")))?;
         let settings = Mutex::new(Settings { mode: Mode::Off, environment, program: None, starts: 0 });
@@ -101,6 +103,7 @@ impl Node {
             name: name.to_owned(),
             netns,
             ip4,
+            ip6,
             cgroup,
             agent,
             folder,
@@ -137,6 +140,25 @@ impl Node {
     #[must_use]
     pub fn ip4(&self) -> IpAddr {
         self.ip4.into()
+    }
+
+    /// Its IPv6 address on the wire.
+    #[must_use]
+    pub fn ip6(&self) -> IpAddr {
+        self.ip6.into()
+    }
+
+    /// The pod name of its ztunnel, where that is a workload itself.
+    #[must_use]
+    pub fn own_name(&self) -> String {
+        format!("ztunnel-{}", self.name)
+    }
+
+    /// Has its ztunnel serve tunnels to itself from the next start on.
+    pub(crate) fn names_itself(&self) {
+        self.set_env("POD_NAME", &self.own_name());
+        self.set_env("POD_NAMESPACE", "istio-system");
+        self.set_env("SERVICE_ACCOUNT", "ztunnel");
     }
 
     /// The mode that the next start will use.

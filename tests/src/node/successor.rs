@@ -6,8 +6,9 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use super::process::Process;
-use super::{READINESS, ask_in};
+use super::{READINESS, STATS, ask_in};
 use crate::netns::Netns;
+use crate::observe::{AccessEntry, Metrics};
 
 /// A ztunnel beside that of the node. Dropping it kills it.
 #[derive(Debug)]
@@ -30,6 +31,20 @@ impl Successor {
             Ok(())
         });
         ready.map_err(|error| error.context(format!("{}\n{}", self.stdout(), self.process.stderr())))
+    }
+
+    /// Its metrics.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub fn metrics(&self) -> Result<Metrics> {
+        Ok(Metrics::parse(&ask_in(&self.netns, STATS, "GET", "/metrics")?.body))
+    }
+
+    /// Its access log.
+    #[must_use]
+    pub fn access_log(&self) -> Vec<AccessEntry> {
+        self.stdout().lines().filter_map(AccessEntry::parse).collect()
     }
 
     /// What it printed.

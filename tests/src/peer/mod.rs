@@ -7,6 +7,7 @@
 mod certificates;
 pub mod frames;
 mod raw;
+mod server;
 
 use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
@@ -23,6 +24,7 @@ use tokio_rustls::client::TlsStream;
 
 pub use certificates::{Authority, Credentials};
 pub use raw::RawPeer;
+pub use server::{Asked, Carry, HboneServer};
 
 use crate::pod::Pod;
 

@@ -56,6 +56,7 @@ const OTHERS: &[(&str, &[&str])] = &[
     ("tokio_worker_park_unpark_count_total", &["worker"]),
     ("ztunnel_ready", &[]),
     ("ztunnel_waiting_for", &["task"]),
+    ("ztunnel_session_connected", &["session"]),
     ("ztunnel_certificates", &["state"]),
     ("ztunnel_certificate_expiration_timestamp_seconds", &[]),
     ("ztunnel_metrics_label_sets", &[]),

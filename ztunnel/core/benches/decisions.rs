@@ -121,7 +121,13 @@ type Part = (&'static str, fn(&World));
 const PARTS: &[Part] = &[
     ("route to a service", |world| {
         let original_dst = OriginalDst("10.96.0.1:80".parse().expect("an address"));
-        let connection = Outbound { source: &world.client, network: "", original_dst };
+        let connection = Outbound {
+            source: &world.client,
+            source_ip: "10.1.0.1".parse().expect("an address"),
+            network: "",
+            original_dst,
+            known: route::Known::default(),
+        };
         let routing = route::outbound::outbound(&world.mesh, &connection, &mut || 3);
         assert!(matches!(black_box(routing), Routing::Go(_)));
     }),

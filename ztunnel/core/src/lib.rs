@@ -9,7 +9,7 @@
 //!
 //! * [`addr`], [`identity`]: the small vocabulary.
 //! * [`mesh`]: what the control plane told us.
-//! * [`route`], [`lb`]: where a connection goes.
+//! * [`route`], [`lb`]: where a connection goes. [`resolve`]: what host names are known to stand for.
 //! * [`authz`]: whether it may.
 //! * [`dns`]: what a pod's questions are answered with. [`socks5`]: how a pod says where it wants to go.
 //! * [`hbone`]: how it travels between proxies.
@@ -29,6 +29,8 @@ pub mod mesh;
 pub mod route;
 
 pub mod lb;
+
+pub mod resolve;
 
 pub mod authz;
 pub mod certs;

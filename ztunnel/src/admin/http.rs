@@ -75,7 +75,7 @@ pub fn bind(port: u16, reach: Reach) -> io::Result<Vec<TcpListener>> {
         match listen(address) {
             Ok(listener) => listeners.push(listener),
             // Without IPv6 there is nothing to listen on; IPv4 is covered by a dual-stack socket already.
-            Err(_) if address.is_ipv6() => {}
+            Err(error) if address.is_ipv6() && error.kind() != io::ErrorKind::AddrInUse => {}
             Err(_) if reach == Reach::Everywhere && !listeners.is_empty() => {}
             Err(error) => {
                 let text = format!("failed to bind to address {address}: {error}");

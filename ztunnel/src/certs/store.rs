@@ -154,7 +154,7 @@ impl PodCerts {
             namespace: Arc::clone(&self.pod.namespace),
             name: Arc::clone(&self.pod.name),
         })?;
-        let identity = self.pod.identity(&workload);
+        let identity = workload.identity();
         let mut state = self.state(&identity);
         let known = usable(&state.borrow());
         if let Some(result) = known {
@@ -178,7 +178,7 @@ impl PodCerts {
     pub(super) fn warm_up(&self) -> bool {
         match self.mesh.find_local(&self.pod) {
             Some(workload) => {
-                drop(self.state(&self.pod.identity(&workload)));
+                drop(self.state(&workload.identity()));
                 true
             }
             None => false,

@@ -19,13 +19,7 @@ workloads:
 
 fn pod() -> LocalPod {
     let name = |text: &str| Arc::from(text);
-    LocalPod {
-        name: name("web-0"),
-        namespace: name("shop"),
-        service_account: name("web"),
-        node: None,
-        trust_domain: None,
-    }
+    LocalPod { name: name("web-0"), namespace: name("shop"), service_account: name("web"), node: None }
 }
 
 fn mesh() -> SharedMesh {

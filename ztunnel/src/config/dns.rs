@@ -37,6 +37,16 @@ pub enum Listen {
     Addr(SocketAddr),
 }
 
+impl Listen {
+    /// The port.
+    pub fn port(self) -> u16 {
+        match self {
+            Self::Localhost(port) => port,
+            Self::Addr(addr) => addr.port(),
+        }
+    }
+}
+
 impl DnsConfig {
     /// The search domains that a pod of this namespace has.
     pub fn search(&self, namespace: &str) -> Vec<String> {

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use ztunnel_core::authz::Unknown;
 use ztunnel_core::fastpath::{Mode, Pattern};
+use ztunnel_core::route::inbound::AppTunnels;
 
 use crate::admin::{ADMIN_PORT, METRICS_PORT};
 use crate::fastpath;
@@ -28,7 +29,8 @@ pub use ca::CaConfig;
 use dns::DnsConfig;
 pub use env::ConfigError;
 use env::{Env, boolean, duration, number, parsed};
-pub use mode::{ProxyMode, SelfProxy};
+pub use mode::ProxyMode;
+use mode::WorkloadInfo;
 use proxy_config::ProxyConfig;
 use xds::XdsConfig;
 
@@ -38,7 +40,7 @@ pub struct Config {
     /// Whom we serve.
     pub mode: ProxyMode,
     /// Who we are ourselves, if peers may reach us over HBONE.
-    pub self_proxy: Option<SelfProxy>,
+    pub self_proxy: Option<WorkloadInfo>,
     /// `ENABLE_PROXY`: pods' connections come to us; if not, only their DNS queries do.
     pub proxy: bool,
     /// The DNS proxy; `None`: queries do not come to us.
@@ -149,6 +151,8 @@ pub struct TunnelConfig {
     pub frame_size: u32,
     /// `ENABLE_RESPONSE_BAGGAGE`.
     pub response_baggage: bool,
+    /// `LOCALHOST_APP_TUNNEL`: where applications take connections with a PROXY header.
+    pub app_tunnels: AppTunnels,
     /// What their handshakes offer.
     pub tls: TlsConfig,
 }
@@ -263,6 +267,11 @@ fn tunnels(env: &impl Env) -> Result<TunnelConfig, ConfigError> {
         connection_window: parsed(env, "HTTP2_CONNECTION_WINDOW_SIZE", 16 << 20, window)?,
         frame_size: parsed(env, "HTTP2_FRAME_SIZE", 1 << 20, frame)?,
         response_baggage: parsed(env, "ENABLE_RESPONSE_BAGGAGE", true, boolean)?,
+        app_tunnels: if parsed(env, "LOCALHOST_APP_TUNNEL", true, boolean)? {
+            AppTunnels::ToLocalhost
+        } else {
+            AppTunnels::ToPod
+        },
         tls: tls(env)?,
     })
 }

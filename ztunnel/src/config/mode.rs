@@ -50,29 +50,20 @@ pub(super) fn read(env: &impl Env) -> Result<ProxyMode, ConfigError> {
     }
 }
 
-/// Who this process is itself, so that peers may reach its metrics over HBONE.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SelfProxy {
-    /// `POD_NAMESPACE`, `POD_NAME`, `SERVICE_ACCOUNT`.
-    pub workload: WorkloadInfo,
-    /// `TRUST_DOMAIN` of its certificate; `None`: what the mesh says.
-    pub trust_domain: Option<Arc<str>>,
-}
-
-/// Reads the variables; `None` in dedicated mode, or where one of the three names is missing.
-pub(super) fn read_self(env: &impl Env, mode: &ProxyMode) -> Option<SelfProxy> {
+/// Reads who this process is itself, so that peers may reach its metrics over HBONE: `POD_NAMESPACE`, `POD_NAME` and
+/// `SERVICE_ACCOUNT`. `None` in dedicated mode, or where one of the three is missing.
+pub(super) fn read_self(env: &impl Env, mode: &ProxyMode) -> Option<WorkloadInfo> {
     let get = |name: &str| {
         env.get(name).map(|value| Arc::from(value.trim())).filter(|value: &Arc<str>| !value.is_empty())
     };
     if *mode != ProxyMode::Shared {
         return None;
     }
-    let workload = WorkloadInfo {
+    Some(WorkloadInfo {
         namespace: get("POD_NAMESPACE")?,
         name: get("POD_NAME")?,
         service_account: get("SERVICE_ACCOUNT")?,
-    };
-    Some(SelfProxy { workload, trust_domain: get("TRUST_DOMAIN") })
+    })
 }
 
 #[cfg(test)]
@@ -84,13 +75,16 @@ mod tests {
         let all =
             [("POD_NAMESPACE", "istio-system"), ("POD_NAME", "ztunnel-x"), ("SERVICE_ACCOUNT", "ztunnel")];
         let own = read_self(&&all[..], &ProxyMode::Shared).unwrap();
-        assert_eq!((&*own.workload.name, own.trust_domain), ("ztunnel-x", None));
+        assert_eq!(
+            (&*own.namespace, &*own.name, &*own.service_account),
+            ("istio-system", "ztunnel-x", "ztunnel")
+        );
         for missing in 0..all.len() {
             let rest: Vec<_> =
                 all.iter().enumerate().filter(|(at, _)| *at != missing).map(|(_, one)| *one).collect();
             assert_eq!(read_self(&&rest[..], &ProxyMode::Shared), None);
         }
-        let dedicated = ProxyMode::Dedicated(own.workload);
+        let dedicated = ProxyMode::Dedicated(own);
         assert_eq!(read_self(&&all[..], &dedicated), None);
     }
 

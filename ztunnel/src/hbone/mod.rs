@@ -3,11 +3,14 @@
 //!
 //! * [`dial`]: opens one tunnel to another proxy.
 //! * [`pool`]: ④ which tunnel carries a new stream.
+//! * [`inner`]: a tunnel inside another one, to another network. * [`stream_io`]: the stream that it runs on.
 //! * [`server`]: the tunnels that others open to us.
 
 pub mod dial;
+pub mod inner;
 pub mod pool;
 pub mod server;
+mod stream_io;
 
 use std::time::Duration;
 

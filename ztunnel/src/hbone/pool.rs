@@ -40,7 +40,7 @@ const BULK: u64 = 1 << 20;
 /// Tunnels to one destination, as long as none of them is full.
 const MAX_TUNNELS: usize = 4;
 /// The peer connects to its application before it answers.
-const CONNECT_ANSWER_TIMEOUT: Duration = CONNECT_TIMEOUT.saturating_add(Duration::from_secs(5));
+pub(super) const CONNECT_ANSWER_TIMEOUT: Duration = CONNECT_TIMEOUT.saturating_add(Duration::from_secs(5));
 /// Tunnels that may turn out to be dead before one connection gives up. Nothing of the application was sent on them.
 const ATTEMPTS: usize = 3;
 
@@ -167,6 +167,14 @@ impl TunnelPool {
         });
         tokio::task::spawn_local(release_idle(Rc::downgrade(&pool), Rc::clone(&pool.idle)));
         pool
+    }
+
+    pub(super) fn certs(&self) -> &PodCerts {
+        &self.certs
+    }
+
+    pub(super) fn config(&self) -> &TunnelConfig {
+        &self.config
     }
 
     /// Opens a stream to `hop` and sends `request` on it; returns when the peer has accepted.

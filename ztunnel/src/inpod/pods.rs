@@ -18,7 +18,7 @@ use ztunnel_core::socks5;
 use ztunnel_core::zds::{PodInfo, StartError, Uid};
 
 use crate::config::mode::WorkloadInfo;
-use crate::config::{Config, SelfProxy, SocketConfig};
+use crate::config::{Config, SocketConfig};
 use crate::dns::{self, PodDns};
 use crate::mesh::LocalPod;
 use crate::proxy::phase::{Phase, PhaseWatch};
@@ -98,7 +98,7 @@ impl Pods {
             start_error(&error)
         })?;
         let (phase, watch) = PhaseWatch::new();
-        let pod = self.local_pod(info.clone(), None);
+        let pod = self.local_pod(info.clone());
         let live = self.registry(&pod);
         let context = Arc::new(PodContext {
             uid: Arc::clone(uid),
@@ -132,7 +132,7 @@ impl Pods {
     ///
     /// # Errors
     /// The listener cannot be bound.
-    pub fn start_self(&self, own: &SelfProxy) -> Result<(), StartError> {
+    pub fn start_self(&self, own: &WorkloadInfo) -> Result<(), StartError> {
         let inner = &self.0;
         let alive = inner.alive.lock().as_ref().map(|(sender, _)| sender.clone());
         let alive = alive.ok_or_else(|| StartError::Failed("shutting down".into()))?;
@@ -148,8 +148,8 @@ impl Pods {
         let sockets = PodSockets::new(netns, config, inner.shared.fastpath.clone());
         let hbone = sockets.listen(INBOUND_HBONE_PORT, ListenerKind::Inbound);
         let hbone = hbone.map_err(|error| start_error(&error))?;
-        let WorkloadInfo { namespace, name, service_account } = own.workload.clone();
-        let pod = self.local_pod(PodInfo { name, namespace, service_account }, own.trust_domain.clone());
+        let WorkloadInfo { namespace, name, service_account } = own.clone();
+        let pod = self.local_pod(PodInfo { name, namespace, service_account });
         let live = self.registry(&pod);
         let context = Arc::new(PodContext {
             uid: Uid::from("ztunnel"),
@@ -176,10 +176,10 @@ impl Pods {
         Registry::new(pod.to_string().into(), shared.metrics.clone(), shared.refusals.clone())
     }
 
-    fn local_pod(&self, info: PodInfo, trust_domain: Option<Arc<str>>) -> LocalPod {
+    fn local_pod(&self, info: PodInfo) -> LocalPod {
         let PodInfo { name, namespace, service_account } = info;
         let node = self.0.shared.config.node.name.as_deref().map(Arc::from);
-        LocalPod { name, namespace, service_account, node, trust_domain }
+        LocalPod { name, namespace, service_account, node }
     }
 
     /// Stops the proxy of one pod and cuts its connections at once.
@@ -221,11 +221,12 @@ impl Pods {
             warn!("drain duration expired with pending connections, forcefully shutting down");
         }
         let served = std::mem::take(&mut *self.0.served.lock());
+        // All before anything else is done: a pod must not take the end of its neighbor's connections for a failure.
+        for phase in served.values().map(|served| &served.phase).chain(&own) {
+            phase.send_replace(Phase::Cut);
+        }
         for served in served.values() {
             self.end(served);
-        }
-        if let Some(phase) = own {
-            phase.send_replace(Phase::Cut);
         }
         // The cut takes no longer than dropping sockets does.
         drop(tokio::time::timeout(CUT_TIMEOUT, ended.recv()).await);

@@ -12,10 +12,11 @@ use std::time::Instant;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use http::{HeaderMap, Response, StatusCode};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tracing::debug;
 use ztunnel_core::addr::Authority;
-use ztunnel_core::hbone::{ConnectRequest, baggage, connect};
+use ztunnel_core::hbone::{ConnectRequest, baggage, connect, proxy_protocol};
 use ztunnel_core::mesh::{Mesh, Workload};
 use ztunnel_core::report::{Cut, Leg, Outcome, Reporter, Security};
 use ztunnel_core::route::{self, Inbound, InboundTarget};
@@ -81,7 +82,7 @@ fn serve_stream(
                     }
                 }
             }
-            Err(error) => relay::RelayError::Http2(error).outcome(),
+            Err(outcome) => outcome,
         };
         observe(shared, &connection, &application);
         connection.finish(&outcome);
@@ -93,8 +94,8 @@ struct Open {
     connection: Connection,
     permission: Permission,
     application: Guarded,
-    /// Or why the answer could not be sent.
-    stream: Result<TunnelStream, h2::Error>,
+    /// Or why there could be no answer, or no header for the application.
+    stream: Result<TunnelStream, Outcome>,
 }
 
 /// Validates, authorizes, connects and answers; `None` if that was a refusal.
@@ -127,7 +128,7 @@ async fn open(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incoming) -> 
         }
         Err(denied) => Err(denied),
     };
-    let application = match connected {
+    let mut application = match connected {
         Ok(application) => Guarded::new(application),
         Err(outcome) => {
             refuse(&mut respond, &outcome);
@@ -139,7 +140,13 @@ async fn open(proxy: Rc<PodProxy>, peer: Rc<TunnelPeer>, incoming: Incoming) -> 
     if shared.config.tunnels.response_baggage {
         response.headers_mut().insert(baggage::HEADER, proxy.baggage(&local));
     }
-    let stream = respond.send_response(response, false).map(|send| TunnelStream { send, receive });
+    let stream = match respond.send_response(response, false) {
+        Ok(send) => introduce(&mut application, &peer, &target)
+            .await
+            .map(|()| TunnelStream { send, receive })
+            .map_err(|error| relay::RelayError::Send(error).outcome()),
+        Err(error) => Err(relay::RelayError::Http2(error).outcome()),
+    };
     Some(Open { connection, permission, application, stream })
 }
 
@@ -192,6 +199,8 @@ fn ends(
         derived_source: shared.config.tunnels.response_baggage.then(|| request.baggage.clone()),
         source_principal: peer.identity.clone(),
         destination: Some(Arc::clone(local)),
+        derived_destination: None,
+        destination_principal: None,
         service,
         security: Security::MutualTls,
         source_addr: peer.address,
@@ -207,14 +216,28 @@ fn ends(
 }
 
 async fn deliver(proxy: &PodProxy, peer: &TunnelPeer, target: &InboundTarget) -> Result<TcpStream, Outcome> {
-    let source = proxy.context.keep_source.then_some(peer.address.ip());
-    let connected = proxy.context.sockets.deliver(target.addr, source).await;
+    let context = &proxy.context;
+    let to = target.dial(context.shared.config.tunnels.app_tunnels);
+    // Whom localhost serves is told in the header, and not by the address.
+    let source = (context.keep_source && to == target.addr).then_some(peer.address.ip());
+    let connected = context.sockets.deliver(to, source).await;
     connected.map_err(|error| Outcome::connect_failed(&error, Leg::Plain))
 }
 
 /// Ready once the peer has reset the stream, or the tunnel is gone.
 async fn given_up(respond: &mut SendResponse<Bytes>) {
     drop(poll_fn(|cx| respond.poll_reset(cx)).await);
+}
+
+/// Writes the header that the application expects, if it expects one. An empty socket has room for it.
+async fn introduce(
+    application: &mut TcpStream,
+    peer: &TunnelPeer,
+    target: &InboundTarget,
+) -> std::io::Result<()> {
+    let Some(asked) = target.proxied else { return Ok(()) };
+    let header = proxy_protocol::header(peer.address, asked, peer.identity.as_ref());
+    application.write_all(&header).await
 }
 
 /// Answers with the outcome's status, and ends the stream.

@@ -2,7 +2,7 @@
 //! One pod's proxy on one worker: accepts, decides, relays. In reading order:
 //!
 //! * [`accept`]: ① who called, and where did they want to go?
-//! * [`outbound`]: ③ opens the next hop that the core chose (② is [`ztunnel_core::route::outbound`]).
+//! * [`decide`]: asks the core where to go (② is [`ztunnel_core::route::outbound`]). * [`outbound`]: ③ opens the next hop.
 //! * [`socks5`]: who says where to go, instead of being redirected.
 //! * [`inbound`]: serves one CONNECT of a tunnel. * [`passthrough`]: serves one plaintext connection.
 //! * [`balance`]: which worker serves a new tunnel.
@@ -12,6 +12,7 @@
 
 pub mod accept;
 pub mod balance;
+mod decide;
 pub mod inbound;
 pub mod outbound;
 pub mod passthrough;
@@ -42,6 +43,7 @@ use crate::dns::{self, PodDns};
 use crate::fastpath::FastPath;
 use crate::hbone::pool::TunnelPool;
 use crate::mesh::{LocalPod, SharedMesh};
+use crate::resolve::Resolver;
 use crate::telemetry::connection::Connection;
 use crate::telemetry::live::{Registry, Shard};
 use crate::telemetry::metrics::Metrics;
@@ -75,6 +77,8 @@ pub struct Shared {
     pub refusals: Refusals,
     /// How the sessions stand that tell us what to do.
     pub standings: Standings,
+    /// Finds workloads that are known by host name.
+    pub resolver: Resolver,
 }
 
 /// One pod, shared by the workers.

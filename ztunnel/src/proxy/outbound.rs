@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! ③ Opens the hop that the core chose for an outbound connection, and reports what became of it.
 //!
-//! Previous: [`super::accept`], [`ztunnel_core::route::outbound`]. Next: [`crate::hbone::pool`] for tunnels, then
+//! Previous: [`super::accept`], [`super::decide`]. Next: [`crate::hbone::pool`] for tunnels, then
 //! [`super::relay`].
 
 use std::net::SocketAddr;
@@ -11,17 +11,18 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 use ztunnel_core::addr::{Authority, OriginalDst};
-use ztunnel_core::hbone::connect;
-use ztunnel_core::hbone::{Forwarded, TraceParent};
-use ztunnel_core::mesh::{Mesh, Workload};
+use ztunnel_core::hbone::{Baggage, Forwarded, TraceParent, baggage, connect};
+use ztunnel_core::mesh::Workload;
 use ztunnel_core::report::{Cut, Leg, Outcome, Reporter, Security};
-use ztunnel_core::route::{self, Hop, Outbound, Route, RouteKind, Routing};
+use ztunnel_core::route::{DoubleHop, Hop, Route, RouteKind};
 
 use super::accept::Accepted;
+use super::decide::decide;
 use super::relay::{self, End, Meter, Side};
 use super::socket::Guarded;
 use super::{Counted, PodProxy, application_side, observe};
 use crate::entropy::entropy;
+use crate::hbone::inner::Inner;
 use crate::hbone::pool::{Lease, Opened};
 use crate::telemetry::connection::{Connection, Ends};
 
@@ -34,20 +35,21 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     let original_dst = accepted.original_dst();
     let Accepted { socket, peer, local, .. } = accepted;
     let mut socket = Guarded::new(socket);
-    let decided = match decide(&proxy, original_dst).await {
-        Ok(decided) => decided,
+    let decided = match Box::pin(decide(&proxy, peer, original_dst)).await {
+        Ok((source, route)) => Decided { source, route, peer, original_dst, start },
         Err(outcome) => return proxy.live.turned_away(Reporter::Source, peer, original_dst.0, &outcome),
     };
-    let (source, route) = decided;
-    let connection = Connection::open(&proxy.live, ends(&source, &route, peer, original_dst), start);
-    let ended = match &route.kind {
+    let (connection, ended) = match &decided.route.kind {
         RouteKind::Hbone(hop) => {
-            let service = route.service.as_ref().map(|service| Arc::clone(&service.hostname));
-            let forwarded = Forwarded { source: Some(peer), host: service };
-            tunnel(&proxy, &source, hop, forwarded, &mut socket, &connection).await
+            let connection = decided.open(&proxy, None);
+            let ended = tunnel(&proxy, &decided, hop, &mut socket, &connection).await;
+            (connection, ended)
         }
+        // On the heap: hardly any connection is one of these, and each would carry room for it.
+        RouteKind::DoubleHbone(hops) => Box::pin(across(&proxy, &decided, hops, &mut socket)).await,
         RouteKind::Plaintext(addr) | RouteKind::Passthrough(addr) => {
-            match context.sockets.connect(*addr).await {
+            let connection = decided.open(&proxy, None);
+            let ended = match context.sockets.connect(*addr).await {
                 Ok(upstream) => {
                     let mut upstream = Guarded::new(upstream);
                     let application = application_side(&context.shared, &connection, &mut socket);
@@ -56,7 +58,8 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
                     result.map_err(|error| error.outcome())
                 }
                 Err(error) => Err(Outcome::connect_failed(&error, Leg::Plain)),
-            }
+            };
+            (connection, ended)
         }
     };
     if ended.is_ok() {
@@ -70,56 +73,76 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
     }
 }
 
-/// One consistent view of the mesh says where to go.
-async fn decide(proxy: &PodProxy, original_dst: OriginalDst) -> Result<(Arc<Workload>, Route), Outcome> {
-    let shared = &proxy.context.shared;
-    // A connection to ourselves is refused whoever the source is: no need to know it.
-    let source = shared.mesh.local_workload(&proxy.context.pod).await.map_err(Outcome::Refused)?;
-    let connection = Outbound { source: &source, network: &shared.config.node.network, original_dst };
-    let missing = |mesh: &Mesh| route::outbound::missing(mesh, &connection);
-    shared.mesh.complete(missing).await.map_err(Outcome::Refused)?;
-    match shared.mesh.read(|mesh| route::outbound::outbound(mesh, &connection, &mut entropy)) {
-        Routing::Go(route) => Ok((source, route)),
-        Routing::Refuse(refusal) => Err(Outcome::Refused(refusal)),
+/// A connection that has somewhere to go.
+struct Decided {
+    source: Arc<Workload>,
+    route: Route,
+    /// The application's end.
+    peer: SocketAddr,
+    original_dst: OriginalDst,
+    start: Instant,
+}
+
+impl Decided {
+    /// From here on the connection counts. `inner`: what answered from another network.
+    fn open(&self, proxy: &PodProxy, inner: Option<&Inner>) -> Connection {
+        let Self { source, route, peer, original_dst, start } = self;
+        let hop = route.kind.hop();
+        let target = match hop.map(|hop| &hop.authority) {
+            Some(Authority::Addr(application)) => *application,
+            Some(Authority::Host { .. }) => original_dst.0,
+            None => route.kind.addr(),
+        };
+        // Who says nothing about itself is labeled as what the mesh knows: the gateway.
+        let derived = inner.map(|inner| baggage::from_headers(&inner.response.headers));
+        let derived = derived.filter(|baggage| *baggage != Baggage::default());
+        let ends = Ends {
+            reporter: Reporter::Source,
+            source: Some(Arc::clone(source)),
+            derived_source: None,
+            source_principal: hop.map(|_| source.identity()),
+            destination: if derived.is_some() { None } else { route.destination.clone() },
+            derived_destination: derived,
+            destination_principal: inner.and_then(|inner| inner.identity.clone()),
+            service: route.service.clone(),
+            security: if hop.is_some() { Security::MutualTls } else { Security::Unknown },
+            source_addr: *peer,
+            destination_addr: route.kind.addr(),
+            authority: hop.map(|hop| hop.authority.clone()),
+            original: Some(Authority::Addr(original_dst.0)),
+            target,
+        };
+        Connection::open(&proxy.live, ends, *start)
+    }
+
+    /// The request of a stream to `authority`.
+    fn request(&self, proxy: &PodProxy, authority: &Authority) -> Result<http::Request<()>, Outcome> {
+        let host = self.route.service.as_ref().map(|service| Arc::clone(&service.hostname));
+        let forwarded = Forwarded { source: Some(self.peer), host };
+        let traceparent = TraceParent::new(&mut entropy);
+        connect::request(authority, proxy.baggage(&self.source), &forwarded, &traceparent)
+            .map_err(unspeakable)
     }
 }
 
-fn ends(source: &Arc<Workload>, route: &Route, peer: SocketAddr, original_dst: OriginalDst) -> Ends {
-    let hop = match &route.kind {
-        RouteKind::Hbone(hop) => Some(hop),
-        RouteKind::Plaintext(_) | RouteKind::Passthrough(_) => None,
-    };
-    let target = match hop.map(|hop| &hop.authority) {
-        Some(Authority::Addr(application)) => *application,
-        Some(Authority::Host { .. }) => original_dst.0,
-        None => route.kind.addr(),
-    };
-    Ends {
-        reporter: Reporter::Source,
-        source: Some(Arc::clone(source)),
-        derived_source: None,
-        source_principal: hop.map(|_| source.identity()),
-        destination: route.destination.clone(),
-        service: route.service.clone(),
-        security: if hop.is_some() { Security::MutualTls } else { Security::Unknown },
-        source_addr: peer,
-        destination_addr: route.kind.addr(),
-        authority: hop.map(|hop| hop.authority.clone()),
-        original: Some(Authority::Addr(original_dst.0)),
-        target,
-    }
+/// A name that no header can carry.
+fn unspeakable(error: http::Error) -> Outcome {
+    Outcome::Io(error.to_string())
 }
 
 async fn tunnel(
     proxy: &Rc<PodProxy>,
-    source: &Arc<Workload>,
+    decided: &Decided,
     hop: &Hop,
-    forwarded: Forwarded,
     socket: &mut TcpStream,
     connection: &Connection,
 ) -> Result<End, Outcome> {
     // What only the opening needs is on the heap: it is gone before the connection becomes one of thousands.
-    let Opened { stream, lease, .. } = Box::pin(open(proxy, source, hop, forwarded)).await?;
+    let opening = Box::pin(async {
+        let request = decided.request(proxy, &hop.authority)?;
+        proxy.pool.open(hop, &request).await
+    });
+    let Opened { stream, lease, .. } = opening.await?;
     let metered = Metered { connection, lease: &lease };
     let application = application_side(&proxy.context.shared, connection, socket);
     tokio::select! {
@@ -129,16 +152,30 @@ async fn tunnel(
     }
 }
 
-async fn open(
+/// To another network: who is there is known once it has answered, and so the connection counts from then on.
+async fn across(
     proxy: &Rc<PodProxy>,
-    source: &Arc<Workload>,
-    hop: &Hop,
-    forwarded: Forwarded,
-) -> Result<Opened, Outcome> {
-    let traceparent = TraceParent::new(&mut entropy);
-    let request = connect::request(&hop.authority, proxy.baggage(source), &forwarded, &traceparent)
-        .map_err(|error| Outcome::Io(error.to_string()))?;
-    proxy.pool.open(hop, &request).await
+    decided: &Decided,
+    hops: &DoubleHop,
+    socket: &mut TcpStream,
+) -> (Connection, Result<End, Outcome>) {
+    let shared = &proxy.context.shared;
+    let opening = Box::pin(async {
+        let outer = decided.request(proxy, &hops.outer.authority)?;
+        let inner = connect::across_networks(outer.clone(), &shared.config.node.network);
+        proxy.pool.open_across(hops, &outer, inner.map_err(unspeakable)?).await
+    });
+    match opening.await {
+        Err(outcome) => (decided.open(proxy, None), Err(outcome)),
+        Ok(inner) => {
+            let connection = decided.open(proxy, Some(&inner));
+            let Inner { stream, tunnel, outer, .. } = inner;
+            let application = application_side(shared, &connection, socket);
+            let metered = Metered { connection: &connection, lease: &outer };
+            let ended = tunnel.carry(&outer, relay::tunnel(application, stream, &metered)).await;
+            (connection, ended)
+        }
+    }
 }
 
 /// Bytes count for the connection and for the tunnel that carries it.

@@ -45,6 +45,8 @@ pub(super) async fn serve(proxy: Rc<PodProxy>, accepted: Accepted) {
         derived_source: None,
         source_principal: None,
         destination: Some(Arc::clone(&local)),
+        derived_destination: None,
+        destination_principal: None,
         service,
         security: Security::Unknown,
         source_addr: peer,

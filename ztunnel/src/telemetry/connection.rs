@@ -32,6 +32,10 @@ pub struct Ends {
     pub source_principal: Option<Identity>,
     /// The destination, if the mesh knows it.
     pub destination: Option<Arc<Workload>>,
+    /// What the destination says about itself; instead of what the mesh says.
+    pub derived_destination: Option<Baggage>,
+    /// The destination's identity where it is not the destination workload's own.
+    pub destination_principal: Option<Identity>,
     /// The service that the source addressed.
     pub service: Option<Arc<Service>>,
     /// Whether the mesh protects the connection.
@@ -57,6 +61,8 @@ impl Ends {
             derived_source: None,
             source_principal: None,
             destination: None,
+            derived_destination: None,
+            destination_principal: None,
             service: None,
             security: Security::Unknown,
             source_addr: source,
@@ -73,6 +79,8 @@ impl Ends {
             derived_source: self.derived_source.as_ref(),
             source_principal: self.source_principal.as_ref(),
             destination: self.destination.as_deref(),
+            derived_destination: self.derived_destination.as_ref(),
+            destination_principal: self.destination_principal.as_ref(),
             service: self.service.as_deref(),
             security: self.security,
             ..Facts::new(self.reporter)

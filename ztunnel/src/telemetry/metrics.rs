@@ -10,13 +10,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
+use ztunnel_core::mesh::Workload;
 use ztunnel_core::report::labels::escape;
-use ztunnel_core::report::{Flag, Labels, Reporter};
+use ztunnel_core::report::{Facts, Flag, Labels, Reporter};
 
 use super::dns::DnsMetrics;
 
 /// Types of responses that are counted apart.
 const MAX_TYPES: usize = 8;
+
+/// The labels of `istio_on_demand_dns`, beside the host.
+const OF_RESOLVING: [&str; 8] = [
+    "source_workload",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+];
 
 /// What is counted per label set while connections live.
 #[derive(Debug, Default)]
@@ -51,6 +64,8 @@ struct Inner {
     pods: Arc<PodCounts>,
     xds: XdsCounts,
     dns: DnsMetrics,
+    /// Uses of a host name, by the labels of the source and the host.
+    resolved: Mutex<BTreeMap<String, u64>>,
 }
 
 /// Messages and streams of the control plane, as `istio_xds_*` counts them.
@@ -164,6 +179,33 @@ impl Metrics {
         &self.0.dns
     }
 
+    /// A connection of this source needs the addresses of a host, known already or not.
+    pub fn resolved(&self, source: &Workload, host: &str) {
+        let identity = source.identity();
+        let labels = Labels::new(&Facts {
+            source: Some(source),
+            source_principal: Some(&identity),
+            ..Facts::new(Reporter::Source)
+        });
+        let mut text = String::with_capacity(256);
+        for (name, value) in labels.iter().filter(|(name, _)| OF_RESOLVING.contains(name)) {
+            write!(text, "{name}=\"{}\",", escape(value)).ok();
+        }
+        write!(text, "hostname=\"{}\"", escape(host)).ok();
+        *self.0.resolved.lock().entry(text).or_default() += 1;
+    }
+
+    fn expose_resolved(&self, text: &mut String) {
+        let all = self.0.resolved.lock();
+        if !all.is_empty() {
+            let name = "istio_on_demand_dns";
+            family(text, name, "counter", "The total number of on-demand DNS requests (unstable).");
+            for (labels, count) in &*all {
+                line(text, format_args!("{name}_total{{{labels}}} {count}"));
+            }
+        }
+    }
+
     /// The pods' gauges.
     pub fn pods(&self) -> PodGauges {
         PodGauges(Arc::clone(&self.0.pods))
@@ -218,6 +260,7 @@ impl Metrics {
         self.expose_pods(&mut text);
         self.0.xds.expose(&mut text);
         self.0.dns.expose(&mut text);
+        self.expose_resolved(&mut text);
         text.push_str(extra);
         text.push_str("# EOF\n");
         text

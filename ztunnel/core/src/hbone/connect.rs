@@ -90,6 +90,13 @@ pub fn request(
         .body(())
 }
 
+/// The request inside a tunnel to a network gateway: it also says which network the caller is in. Fails only for a network
+/// that no header can carry.
+pub fn across_networks(mut request: Request<()>, network: &str) -> Result<Request<()>, http::Error> {
+    request.headers_mut().insert(FORWARDED_NETWORK, HeaderValue::from_str(network)?);
+    Ok(request)
+}
+
 /// A peer's text, short enough for a log line.
 fn echo(text: &str) -> String {
     match text.floor_char_boundary(MAX_ECHO) {

@@ -9,6 +9,7 @@
 pub mod baggage;
 pub mod connect;
 pub mod forwarded;
+pub mod proxy_protocol;
 pub mod traceparent;
 
 pub use self::baggage::Baggage;

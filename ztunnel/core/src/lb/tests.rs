@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 
-use super::{address, failover_rank, pick};
+use super::{Purpose, address, failover_rank, pick};
 use crate::Name;
 use crate::mesh::local::parse;
 use crate::mesh::{Locality, LocalityScope, Mesh, Workload};
@@ -12,14 +12,14 @@ use crate::mesh::{Locality, LocalityScope, Mesh, Workload};
 #[track_caller]
 fn check(mesh: &str, expected: &[&str]) {
     let mesh = parse(mesh).unwrap();
-    assert_eq!(reachable(&mesh), expected);
+    assert_eq!(reachable(&mesh, Purpose::Destination), expected);
 }
 
-fn reachable(mesh: &Mesh) -> Vec<String> {
+fn reachable(mesh: &Mesh, purpose: Purpose) -> Vec<String> {
     let service = mesh.service_by_name("n", "h").unwrap();
     let source = mesh.workload_by_uid("src").unwrap();
     let mut found: Vec<String> = (0..=255u64)
-        .filter_map(|step| pick(mesh, service, source, 80, &mut || step << 56 | step))
+        .filter_map(|step| pick(mesh, service, source, (80, purpose), &mut || step << 56 | step))
         .map(|choice| format!("{}:{}", choice.workload.uid, choice.port))
         .collect();
     found.sort();
@@ -32,7 +32,7 @@ fn mesh(service: &str, endpoints: &str) -> String {
     format!(
         "services: [{{name: s, namespace: n, hostname: h, vips: [/10.0.0.9], ports: {{80: 8080}}{service}}}]\n\
          workloads:\n\
-         - {{uid: src, namespace: n, workloadIps: [], services: {{}}, node: n1, network: net,\n\
+         - {{uid: src, namespace: n, workloadIps: [], services: {{}}, node: n1,\n\
          \x20  locality: {{region: r, zone: z, subzone: s}}}}\n{endpoints}"
     )
 }
@@ -61,8 +61,30 @@ fn a_named_port_is_resolved_by_the_endpoint_or_not_at_all() {
          - {uid: t, namespace: n, workloadIps: [10.0.0.3], services: {n/h: {}},\n\
          \x20  applicationTunnel: {protocol: NONE, port: 7}}\n",
     );
-    check(&named.replace("80: 8080", "80: 0"), &["b:81", "t:80"]);
-    check(&named.replace("80: 8080", "81: 8080"), &[]);
+    let unlisted = named.replace("80: 8080", "81: 8080");
+    check(&named.replace("80: 8080", "80: 0"), &["b:81"]);
+    check(&unlisted, &[]);
+    // A waypoint's application tunnel takes every port.
+    assert_eq!(
+        reachable(&parse(&named.replace("80: 8080", "80: 0")).unwrap(), Purpose::Waypoint),
+        ["b:81", "t:80"]
+    );
+    assert_eq!(reachable(&parse(&unlisted).unwrap(), Purpose::Waypoint), ["b:81", "t:80"]);
+    assert!(reachable(&parse(&unlisted).unwrap(), Purpose::Gateway).is_empty());
+}
+
+#[test]
+fn an_endpoint_in_another_network_needs_a_gateway_or_is_one() {
+    let gateway = "networkGateway: {destination: net2/10.9.9.9, hboneMtlsPort: 15008}";
+    let abroad = mesh(
+        "",
+        &format!(
+            "- {{uid: lost, namespace: n, workloadIps: [10.0.0.1], services: {{n/h: {{}}}}, network: net2}}\n\
+             - {{uid: gated, namespace: n, workloadIps: [], services: {{n/h: {{}}}}, network: net2, {gateway}}}\n"
+        ),
+    );
+    check(&abroad, &["gated:8080"]);
+    assert_eq!(reachable(&parse(&abroad).unwrap(), Purpose::Gateway), ["lost:8080"]);
 }
 
 #[test]
@@ -151,7 +173,7 @@ proptest! {
         let usable = |&(healthy, capacity, addressed): &(bool, u32, bool)| healthy && capacity > 0 && addressed;
         let service = mesh.service_by_name("n", "h").unwrap();
         let source = mesh.workload_by_uid("src").unwrap();
-        match pick(&mesh, service, source, 80, &mut || seed) {
+        match pick(&mesh, service, source, (80, Purpose::Destination), &mut || seed) {
             Some(choice) => {
                 let index: usize = choice.workload.uid.trim_start_matches('w').parse().unwrap();
                 prop_assert!(usable(&endpoints[index]));
@@ -179,7 +201,7 @@ proptest! {
         for round in 0..rounds {
             // Draws spread evenly over all numbers.
             let even = u64::try_from((u128::from(round) << 64) / u128::from(rounds)).unwrap();
-            let choice = pick(&mesh, service, source, 80, &mut || even).unwrap();
+            let choice = pick(&mesh, service, source, (80, Purpose::Destination), &mut || even).unwrap();
             *hits.entry(Name::clone(&choice.workload.uid)).or_default() += 1;
         }
         for (index, &weight) in weights.iter().enumerate() {

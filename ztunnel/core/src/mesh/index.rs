@@ -65,6 +65,8 @@ pub(super) struct WorkloadIndex {
     /// By network, then by address; in the order of insertion.
     by_addr: HashMap<Name, HashMap<IpAddr, Few<Arc<Workload>>>>,
     by_name: HashMap<Name, Few<Arc<Workload>>>,
+    /// Those alone that have a host name.
+    by_hostname: HashMap<Name, Few<Arc<Workload>>>,
 }
 
 impl WorkloadIndex {
@@ -80,6 +82,12 @@ impl WorkloadIndex {
 
     pub(super) fn by_info(&self, name: &str, fits: impl Fn(&Workload) -> bool) -> Option<&Arc<Workload>> {
         self.by_name.get(name)?.as_slice().iter().find(|workload| fits(workload))
+    }
+
+    /// Of several workloads of one namespace the last.
+    pub(super) fn by_hostname(&self, namespace: &str, hostname: &str) -> Option<&Arc<Workload>> {
+        let named = self.by_hostname.get(hostname)?.as_slice();
+        named.iter().rfind(|workload| *workload.namespace == *namespace)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -112,6 +120,9 @@ impl WorkloadIndex {
             }
         }
         link(&mut self.by_name, Name::clone(&workload.name), Arc::clone(&workload));
+        if !workload.hostname.is_empty() {
+            link(&mut self.by_hostname, Name::clone(&workload.hostname), Arc::clone(&workload));
+        }
         self.by_uid.insert(Name::clone(&workload.uid), workload);
     }
 
@@ -127,6 +138,7 @@ impl WorkloadIndex {
             }
         }
         unlink(&mut self.by_name, &workload.name, is_it);
+        unlink(&mut self.by_hostname, &workload.hostname, is_it);
         Some(workload)
     }
 }
@@ -237,7 +249,9 @@ impl ServiceIndex {
     pub(super) fn update(&mut self, key: &ServiceKey, change: impl FnOnce(&mut Service)) {
         let Some(slot) = self.slot(&key.namespace, &key.hostname) else { return };
         let service = self.slab[slot.0].as_mut().expect("an indexed service is stored");
-        change(Arc::make_mut(service));
+        let service = Arc::make_mut(service);
+        service.candidates.forget();
+        change(service);
     }
 
     /// Adds or replaces; a replaced service keeps its place among those of the same name.

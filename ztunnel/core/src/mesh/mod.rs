@@ -67,6 +67,12 @@ impl Mesh {
         self.workloads.by_addr(network, ip.to_canonical())
     }
 
+    /// The workload that is known by this host name.
+    #[must_use]
+    pub fn workload_by_hostname(&self, namespace: &str, hostname: &str) -> Option<&Arc<Workload>> {
+        self.workloads.by_hostname(namespace, hostname)
+    }
+
     /// The workload behind a pod of this node: exact on all three, among the workloads of `node` alone
     /// if it is given.
     #[must_use]

@@ -13,6 +13,7 @@ use super::workload::{GatewayAddress, Health, ServiceKey};
 use crate::Name;
 use crate::addr::NetworkAddr;
 use crate::identity::Identity;
+use crate::lb::Candidates;
 
 /// What a source and an endpoint may have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -153,6 +154,9 @@ pub struct Service {
     pub canonical: bool,
     /// Who may see it.
     pub visibility: Visibility,
+    /// What load balancing has worked out about the endpoints; worth nothing to anybody else.
+    #[serde(skip)]
+    pub candidates: Candidates,
 }
 
 impl Service {
@@ -190,13 +194,6 @@ impl Service {
             Visibility::Public => true,
             Visibility::Namespace => *self.namespace == *client_namespace,
         }
-    }
-
-    /// A waypoint that its traffic goes through, if there is one: one with a weight before the single one.
-    #[must_use]
-    pub fn any_waypoint(&self) -> Option<&GatewayAddress> {
-        let weighted = self.weighted_waypoints.iter().find(|waypoint| waypoint.weight > 0);
-        weighted.map(|waypoint| &waypoint.destination).or(self.waypoint.as_deref())
     }
 }
 

@@ -97,6 +97,19 @@ impl<'a> Party<'a> {
     }
 }
 
+impl<'a> Party<'a> {
+    /// The server's end. What it says about itself, from behind a network gateway, names its workload.
+    fn behind(addr: SocketAddr, facts: &Facts<'a>) -> Self {
+        let mut party = Self::new(addr, facts.destination, facts.derived_destination);
+        if facts.destination.is_none()
+            && let Some((_, workload)) = facts.derived_destination.and_then(|it| it.workload.as_ref())
+        {
+            party.workload = Some(workload);
+        }
+        party
+    }
+}
+
 fn present(text: &str) -> Option<&str> {
     Some(text).filter(|text| !text.is_empty())
 }
@@ -179,7 +192,7 @@ impl<'a> AccessEntry<'a> {
         let mut entry = Self {
             event: Event::Opened,
             source: Party::new(source, facts.source, facts.derived_source),
-            destination: Party::new(destination, facts.destination, facts.derived_destination),
+            destination: Party::behind(destination, facts),
             service: facts.service.and_then(|service| present(&service.hostname)),
             ..Self::failed(facts.reporter, source, destination, "")
         };

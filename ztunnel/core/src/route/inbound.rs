@@ -4,7 +4,7 @@
 //! Input: the mesh, the pod, what the peer asks for. Output: an [`InboundTarget`], always in that pod.
 //! Whether the connection is admitted is decided afterwards, in [`crate::authz`], with this target.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::Refusal;
@@ -30,10 +30,35 @@ pub struct Inbound<'a> {
 /// Where an inbound connection is delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InboundTarget {
-    /// The application's address in the pod.
+    /// The application's address in the pod. This is what policies judge, whatever way leads there.
     pub addr: SocketAddr,
+    /// The application expects a PROXY header, and this is the destination that it says.
+    pub proxied: Option<SocketAddr>,
     /// The service that the connection was for, as far as it can be told. Telemetry only.
     pub service: Option<Arc<Service>>,
+}
+
+impl InboundTarget {
+    /// What to connect to. An application that reads PROXY headers believes whoever writes them, and so may listen at
+    /// localhost alone (`LOCALHOST_APP_TUNNEL`).
+    #[must_use]
+    pub fn dial(&self, tunnels: AppTunnels) -> SocketAddr {
+        if self.proxied.is_none() || tunnels == AppTunnels::ToPod {
+            return self.addr;
+        }
+        let localhost: IpAddr =
+            if self.addr.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+        SocketAddr::new(localhost, self.addr.port())
+    }
+}
+
+/// Where applications take connections with a PROXY header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppTunnels {
+    /// At localhost.
+    ToLocalhost,
+    /// At the pod's address.
+    ToPod,
 }
 
 /// Decides where a tunneled connection is delivered.
@@ -44,12 +69,10 @@ pub struct InboundTarget {
 pub fn inbound(mesh: &Mesh, request: &Inbound<'_>) -> Result<InboundTarget, Refusal> {
     let Inbound { local, authority, .. } = *request;
     let pod_ip = request.pod_ip.to_canonical();
-    if let Authority::Addr(asked) = authority
-        && asked.ip().to_canonical() != pod_ip
-        && local.application_tunnel.is_none()
-        && !is_waypoint_of(mesh, request, asked.ip())
+    if let Some(asked) = foreign(request)
+        && !is_waypoint_of(mesh, request, asked)
     {
-        return Err(Refusal::IpMismatch { pod: pod_ip, authority: asked.ip().to_canonical() });
+        return Err(Refusal::IpMismatch { pod: pod_ip, authority: asked });
     }
     let (port, requested) = match authority {
         Authority::Addr(asked) => (asked.port(), None),
@@ -65,29 +88,72 @@ pub fn inbound(mesh: &Mesh, request: &Inbound<'_>) -> Result<InboundTarget, Refu
     if ILLEGAL_PORTS.contains(&port) {
         return Err(Refusal::LoopToSelf);
     }
-    let port = match local.application_tunnel {
-        None => port,
-        Some(ApplicationTunnel { protocol: ApplicationProtocol::None, port: only }) => only.unwrap_or(port),
-        Some(ApplicationTunnel { protocol: ApplicationProtocol::Proxy, .. }) => {
-            return Err(Refusal::Unsupported("application tunnel with a PROXY header"));
+    let port = local.application_tunnel.and_then(|tunnel| tunnel.port).unwrap_or(port);
+    let is_proxied = |tunnel: ApplicationTunnel| tunnel.protocol == ApplicationProtocol::Proxy;
+    let proxied = match (authority, requested) {
+        _ if !local.application_tunnel.is_some_and(is_proxied) => None,
+        (Authority::Host { host, port }, Some(service)) => {
+            let vip = own_vip(service, request.network);
+            let vip = vip.ok_or_else(|| Refusal::NoServiceAddress(Name::clone(host)))?;
+            Some(SocketAddr::new(vip, *port))
+        }
+        (Authority::Addr(asked), _) => Some(*asked),
+        (Authority::Host { host, .. }, None) => {
+            return Err(Refusal::NoServiceForHostname(Name::clone(host)));
         }
     };
     let service = match requested {
         Some(service) => Some(Arc::clone(service)),
         None => guess_service(mesh, local, port, None),
     };
-    Ok(InboundTarget { addr: SocketAddr::new(pod_ip, port), service })
+    Ok(InboundTarget { addr: SocketAddr::new(pod_ip, port), proxied, service })
+}
+
+/// The requested address, if only a waypoint of it may take the connection.
+fn foreign(request: &Inbound<'_>) -> Option<IpAddr> {
+    let Authority::Addr(asked) = request.authority else { return None };
+    let asked = asked.ip().to_canonical();
+    let is_foreign = asked != request.pod_ip.to_canonical() && request.local.application_tunnel.is_none();
+    is_foreign.then_some(asked)
+}
+
+/// The address that a service is known by in our network, or else in any: IPv4 first.
+fn own_vip(service: &Service, network: &str) -> Option<IpAddr> {
+    let own = || service.vips.iter().filter(|vip| *vip.network == *network).map(|vip| vip.ip);
+    let any = || service.vips.first().map(|vip| vip.ip);
+    own().find(IpAddr::is_ipv4).or_else(|| own().next()).or_else(any)
 }
 
 /// What the mesh does not say and the decision depends on, by the names that the control plane knows it by. For a mesh
 /// that is not known as a whole: what is still missing after it was asked for does not exist.
 #[must_use]
 pub fn missing(mesh: &Mesh, request: &Inbound<'_>) -> Vec<Name> {
-    let Authority::Host { host, .. } = request.authority else { return Vec::new() };
-    let keys = request.local.services.iter().map(|membership| &membership.service);
-    keys.filter(|key| *key.hostname == **host)
-        .filter(|key| mesh.service_by_name(&key.namespace, &key.hostname).is_none())
-        .map(|key| key.to_string().into())
+    let local = request.local;
+    if let Authority::Host { host, .. } = request.authority {
+        let keys = local.services.iter().map(|membership| &membership.service);
+        return keys
+            .filter(|key| *key.hostname == **host)
+            .filter(|key| mesh.service_by_name(&key.namespace, &key.hostname).is_none())
+            .map(|key| key.to_string().into())
+            .collect();
+    }
+    let Some(asked) = foreign(request) else { return Vec::new() };
+    let is_known = |network: &str, ip: IpAddr| {
+        mesh.workload_by_addr(network, ip).is_some() || mesh.service_by_vip(network, ip, None).is_some()
+    };
+    if !is_known(request.network, asked) {
+        return vec![format!("{}/{asked}", request.network).into()];
+    }
+    let unknown = |waypoint: &&GatewayAddress| match &waypoint.destination {
+        GatewayDestination::Address(address) => !is_known(&address.network, address.ip),
+        GatewayDestination::Hostname(key) => {
+            mesh.service_by_name(&key.namespace, &key.hostname).is_none()
+                && mesh.workload_by_hostname(&key.namespace, &key.hostname).is_none()
+        }
+    };
+    waypoints_of(mesh, request.network, asked)
+        .filter(unknown)
+        .map(|waypoint| waypoint.destination.to_string().into())
         .collect()
 }
 
@@ -101,7 +167,7 @@ pub fn plaintext(original_dst: OriginalDst) -> Result<InboundTarget, Refusal> {
     if ILLEGAL_PORTS.contains(&addr.port()) {
         return Err(Refusal::LoopToSelf);
     }
-    Ok(InboundTarget { addr, service: None })
+    Ok(InboundTarget { addr, proxied: None, service: None })
 }
 
 /// The service that a connection to this port of the pod was probably for. Telemetry only.
@@ -132,19 +198,12 @@ fn own_port(service: &Service, local: &Workload, port: u16) -> Option<u16> {
 }
 
 /// Whether the address belongs to something whose waypoint is the pod that we serve: a captured waypoint
-/// gets requests for the addresses behind it.
+/// gets requests for the addresses behind it. Of several waypoints with weights, each that can be chosen is one.
 fn is_waypoint_of(mesh: &Mesh, request: &Inbound<'_>, asked: IpAddr) -> bool {
-    let waypoint: Option<&GatewayAddress> = match mesh.workload_by_addr(request.network, asked) {
-        Some(workload) => workload.waypoint.as_deref(),
-        None => {
-            mesh.service_by_vip(request.network, asked, None).and_then(|service| service.waypoint.as_deref())
-        }
-    };
-    let Some(waypoint) = waypoint else { return false };
     let local = request.local;
     let has_local = |service: &Arc<Service>| service.endpoints.contains_key(&local.uid);
     let is_local = |workload: &Arc<Workload>| workload.uid == local.uid;
-    match &waypoint.destination {
+    waypoints_of(mesh, request.network, asked).any(|waypoint| match &waypoint.destination {
         GatewayDestination::Address(address) => {
             match mesh.service_by_vip(&address.network, address.ip, None) {
                 Some(service) => has_local(service),
@@ -155,5 +214,16 @@ fn is_waypoint_of(mesh: &Mesh, request: &Inbound<'_>, asked: IpAddr) -> bool {
             Some(service) => has_local(service),
             None => *local.hostname == *key.hostname && *local.namespace == *key.namespace,
         },
-    }
+    })
+}
+
+/// The waypoints that the traffic of an address may come through.
+fn waypoints_of<'m>(mesh: &'m Mesh, network: &str, ip: IpAddr) -> impl Iterator<Item = &'m GatewayAddress> {
+    let workload = mesh.workload_by_addr(network, ip);
+    let service = if workload.is_none() { mesh.service_by_vip(network, ip, None) } else { None };
+    let weighted = service.into_iter().flat_map(|service| &service.weighted_waypoints);
+    let weighted = weighted.filter(|waypoint| waypoint.weight > 0).map(|waypoint| &waypoint.destination);
+    let of_service = service.and_then(|service| service.waypoint.as_deref());
+    let of_workload = workload.and_then(|workload| workload.waypoint.as_deref());
+    of_workload.into_iter().chain(of_service).chain(weighted)
 }

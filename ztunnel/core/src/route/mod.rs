@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Where a connection goes: the vocabulary of [`outbound`] and [`inbound`].
 
+mod gateway;
 pub mod inbound;
+mod need;
 pub mod outbound;
 #[cfg(test)]
 mod tests;
+mod upstream;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +19,7 @@ use crate::identity::Identity;
 use crate::mesh::{Service, Workload};
 
 pub use self::inbound::{Inbound, InboundTarget};
+pub use self::need::{Known, Need};
 pub use self::outbound::Outbound;
 
 /// The answer for one outbound connection.
@@ -23,6 +27,8 @@ pub use self::outbound::Outbound;
 pub enum Routing {
     /// Take it there.
     Go(Route),
+    /// Find this out, and ask again.
+    Need(Need),
     /// Close it.
     Refuse(Refusal),
 }
@@ -32,7 +38,7 @@ pub enum Routing {
 pub struct Route {
     /// What to dial.
     pub kind: RouteKind,
-    /// The workload at the far end, if the mesh knows it.
+    /// The workload that is dialed, if the mesh knows it: the destination, or a waypoint or gateway on the way there.
     pub destination: Option<Arc<Workload>>,
     /// The service that the application asked for, if it asked for one.
     pub service: Option<Arc<Service>>,
@@ -45,8 +51,10 @@ pub enum RouteKind {
     Passthrough(SocketAddr),
     /// A known workload that does not speak HBONE.
     Plaintext(SocketAddr),
-    /// A tunnel to the destination's proxy.
+    /// A tunnel to the destination's proxy, or to its waypoint.
     Hbone(Hop),
+    /// A tunnel to another network's gateway, and in it one to the destination's proxy.
+    DoubleHbone(DoubleHop),
 }
 
 impl RouteKind {
@@ -56,6 +64,17 @@ impl RouteKind {
         match self {
             Self::Passthrough(addr) | Self::Plaintext(addr) => *addr,
             Self::Hbone(hop) => hop.addr,
+            Self::DoubleHbone(hops) => hops.outer.addr,
+        }
+    }
+
+    /// The hop that is dialed, if it is a tunnel.
+    #[must_use]
+    pub fn hop(&self) -> Option<&Hop> {
+        match self {
+            Self::Passthrough(_) | Self::Plaintext(_) => None,
+            Self::Hbone(hop) => Some(hop),
+            Self::DoubleHbone(hops) => Some(&hops.outer),
         }
     }
 }
@@ -68,6 +87,15 @@ pub struct Hop {
     /// What to ask it for.
     pub authority: Authority,
     /// Who it may be: one of these, sorted, never empty.
+    pub expected: Vec<Identity>,
+}
+
+/// The next hop of a connection to another network. Both tunnels have the same authority.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DoubleHop {
+    /// The network's gateway.
+    pub outer: Hop,
+    /// Who may be behind it: one of these, sorted. Nobody can be if the service vouches for nobody.
     pub expected: Vec<Identity>,
 }
 
@@ -91,6 +119,8 @@ pub enum Refusal {
     NoServiceForTarget(SocketAddr),
     /// The chosen workload has no usable address.
     NoValidDestination(Name),
+    /// The chosen workload is known by its host name, which has no address.
+    NotResolved(Name),
     /// The waypoint cannot be used; never bypassed.
     UnknownWaypoint(String),
     /// The network gateway cannot be used; never bypassed.
@@ -111,10 +141,10 @@ pub enum Refusal {
         /// The requested service port.
         port: u16,
     },
+    /// The application wants to know the requested address, and the requested service has none.
+    NoServiceAddress(Name),
     /// The control plane was asked what this is, and did not answer.
     NoAnswer(Name),
-    /// The workload wants something that we cannot do yet.
-    Unsupported(&'static str),
 }
 
 impl fmt::Display for Refusal {
@@ -130,6 +160,9 @@ impl fmt::Display for Refusal {
             Self::NoValidDestination(workload) => {
                 write!(f, "no valid routing destination for workload: {workload}")
             }
+            Self::NotResolved(workload) => {
+                write!(f, "no ip addresses were resolved for workload: {workload}")
+            }
             Self::UnknownWaypoint(which) => write!(f, "unknown waypoint: {which}"),
             Self::UnknownGateway(which) => write!(f, "unknown network gateway: {which}"),
             Self::IpMismatch { pod, authority } => write!(f, "ip mismatch: {pod} != {authority}"),
@@ -140,7 +173,9 @@ impl fmt::Display for Refusal {
                 write!(f, "requested service {host}:{port} found, but cannot resolve port")
             }
             Self::NoAnswer(name) => write!(f, "the control plane does not say what {name} is"),
-            Self::Unsupported(what) => write!(f, "unsupported feature: {what}"),
+            Self::NoServiceAddress(host) => {
+                write!(f, "requested service {host} found, but has no IP addresses")
+            }
         }
     }
 }

@@ -1,24 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Decides where an outbound connection goes.
+//! ② Decides where an outbound connection goes.
 //!
-//! Input: the mesh, the source workload, the original destination. Output: a [`Routing`].
+//! Input: the mesh, the source workload, the original destination. Output: a [`Routing`]: go, need or refuse.
 //! Nothing here waits, logs or looks at a clock.
 //!
 //! Invariants: a route never leads back to a listener of ours in the source's pod; what the mesh says must be
 //! tunneled, or go through a waypoint or a gateway, is tunneled or refused, never sent in the clear.
-//! Waypoints and gateways are not supported yet, hence refused.
+//!
+//! | the destination | the route |
+//! |--|--|
+//! | a service with a waypoint | the waypoint; through its network's gateway where it is in another network |
+//! | an endpoint in another network | that network's gateway, and inside it the endpoint: only services are reachable there |
+//! | a workload with a waypoint, addressed as such, by somebody else than the waypoint | the waypoint |
+//! | a workload | its proxy, or itself if it has none |
+//! | nobody that the mesh knows | itself |
 //!
 //! Previous: the socket was accepted by the shell, which found the source workload by its pod.
 //! Next: the shell opens the hop.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::{Hop, Refusal, Route, RouteKind, Routing};
+use super::need::Stop;
+use super::upstream::{Found, Upstream, find, settle_address};
+use super::{DoubleHop, Hop, Known, Refusal, Route, RouteKind, Routing, gateway};
 use crate::Name;
 use crate::addr::{Authority, ILLEGAL_PORTS, INBOUND_HBONE_PORT, OriginalDst, canonical};
-use crate::identity::Identity;
-use crate::lb;
+use crate::lb::Purpose;
 use crate::mesh::{GatewayAddress, Mesh, Protocol, Service, Workload};
 
 /// One outbound connection.
@@ -26,168 +34,173 @@ use crate::mesh::{GatewayAddress, Mesh, Protocol, Service, Workload};
 pub struct Outbound<'a> {
     /// The pod that connects.
     pub source: &'a Workload,
+    /// The address that it connects from.
+    pub source_ip: IpAddr,
     /// The network that this proxy is configured with.
     pub network: &'a str,
     /// Where the application connected.
     pub original_dst: OriginalDst,
+    /// What was found out since the question was first asked.
+    pub known: Known<'a>,
 }
 
 /// Decides where an outbound connection goes.
 ///
-/// `entropy` is asked at most once, for the choice among the endpoints of a service.
+/// `entropy` is asked for every choice by weight. Whoever asks again, because of a [`Need`](super::Need), should give the same
+/// numbers again: the choices are the same then.
 pub fn outbound(mesh: &Mesh, conn: &Outbound<'_>, entropy: &mut dyn FnMut() -> u64) -> Routing {
-    match decide(mesh, conn, entropy) {
+    let tree = Tree { mesh, conn, target: canonical(conn.original_dst.0) };
+    match tree.decide(entropy) {
         Ok(route) => Routing::Go(route),
-        Err(refusal) => Routing::Refuse(refusal),
+        Err(Stop::Need(need)) => Routing::Need(need),
+        Err(Stop::Refuse(refusal)) => Routing::Refuse(refusal),
     }
 }
 
-/// What the mesh does not say and the decision depends on, by the names that the control plane knows it by. For a mesh
-/// that is not known as a whole: what is still missing after it was asked for does not exist.
-#[must_use]
-pub fn missing(mesh: &Mesh, conn: &Outbound<'_>) -> Vec<Name> {
-    let ip = canonical(conn.original_dst.0).ip();
-    let mut networks = vec![conn.network, &*conn.source.network];
-    networks.dedup();
-    let unknown = |network: &&str| {
-        mesh.workload_by_addr(network, ip).is_none() && mesh.service_by_vip(network, ip, None).is_none()
-    };
-    networks.into_iter().filter(unknown).map(|network| format!("{network}/{ip}").into()).collect()
-}
-
-fn decide(mesh: &Mesh, conn: &Outbound<'_>, entropy: &mut dyn FnMut() -> u64) -> Result<Route, Refusal> {
-    let target = canonical(conn.original_dst.0);
-    if target.ip().is_loopback() && ILLEGAL_PORTS.contains(&target.port()) {
-        return Err(Refusal::LoopToSelf);
-    }
-    let service = addressed_service(mesh, conn, target);
-    if let Some(waypoint) = service.and_then(|service| service.any_waypoint()) {
-        return Err(waypoint_refusal(waypoint));
-    }
-    match upstream(mesh, conn.source, target, entropy) {
-        Upstream::Workload { workload, port, through } => {
-            let service = through.or(service);
-            reach(conn.source, target, &Destination { workload, port, through, service })
-        }
-        Upstream::NoEndpoint => Err(Refusal::NoHealthyUpstream(target)),
-        Upstream::Unknown => match service {
-            Some(service) if !service.is_passthrough() => Err(Refusal::NoHealthyUpstream(target)),
-            _ => {
-                let kind = RouteKind::Passthrough(plain(conn.source, target)?);
-                Ok(Route { kind, destination: None, service: None })
-            }
-        },
-    }
-}
-
-/// The service that the application connected to. An address that a workload has is never a service's
-/// here, and the network is the proxy's own: [`upstream`] differs in both, as upstream's two lookups do.
-fn addressed_service<'m>(
+struct Tree<'m, 'c> {
     mesh: &'m Mesh,
-    conn: &Outbound<'_>,
+    conn: &'c Outbound<'c>,
     target: SocketAddr,
-) -> Option<&'m Arc<Service>> {
-    match mesh.workload_by_addr(conn.network, target.ip()) {
-        Some(_) => None,
-        None => mesh.service_by_vip(conn.network, target.ip(), Some(&conn.source.namespace)),
-    }
 }
 
-enum Upstream<'m> {
-    Workload {
-        workload: &'m Arc<Workload>,
-        port: u16,
-        through: Option<&'m Arc<Service>>,
-    },
-    /// A service that has nobody to offer. Sending its traffic on in the clear would be a way around.
-    NoEndpoint,
-    Unknown,
-}
-
-fn upstream<'m>(
-    mesh: &'m Mesh,
-    source: &Workload,
-    target: SocketAddr,
-    entropy: &mut dyn FnMut() -> u64,
-) -> Upstream<'m> {
-    if let Some(service) = mesh.service_by_vip(&source.network, target.ip(), Some(&source.namespace)) {
-        if service.is_passthrough() {
-            return Upstream::Unknown;
+impl<'m> Tree<'m, '_> {
+    fn decide(&self, entropy: &mut dyn FnMut() -> u64) -> Result<Route, Stop> {
+        let Self { mesh, conn, target } = *self;
+        if target.ip().is_loopback() && ILLEGAL_PORTS.contains(&target.port()) {
+            return Err(Refusal::LoopToSelf.into());
         }
-        return match lb::pick(mesh, service, source, target.port(), entropy) {
-            Some(lb::Choice { workload, port }) => {
-                Upstream::Workload { workload, port, through: Some(service) }
-            }
-            None => Upstream::NoEndpoint,
-        };
+        let service = self.addressed_service()?;
+        if let Some(service) = service
+            && let Some(reference) = gateway::waypoint_of(service, entropy)
+        {
+            return self.through_waypoint(reference, Some(service), entropy);
+        }
+        match find(mesh, conn, (&conn.source.network, target), Purpose::Destination, entropy)? {
+            Found::Workload(upstream) => self.reach(&upstream, upstream.through.or(service), entropy),
+            Found::NoEndpoint => Err(Refusal::NoHealthyUpstream(target).into()),
+            Found::Unknown => match service {
+                Some(service) if !service.is_passthrough() => Err(Refusal::NoHealthyUpstream(target).into()),
+                _ => {
+                    let kind = RouteKind::Passthrough(self.elsewhere(target)?);
+                    Ok(Route { kind, destination: None, service: None })
+                }
+            },
+        }
     }
-    match mesh.workload_by_addr(&source.network, target.ip()) {
-        Some(workload) => Upstream::Workload { workload, port: target.port(), through: None },
-        None => Upstream::Unknown,
-    }
-}
 
-struct Destination<'m> {
-    workload: &'m Arc<Workload>,
-    port: u16,
-    /// The service that chose the workload.
-    through: Option<&'m Arc<Service>>,
-    /// The service that the application asked for; the same one, but for a mesh whose networks disagree.
-    service: Option<&'m Arc<Service>>,
-}
-
-/// The route to a known workload, by what it accepts.
-fn reach(source: &Workload, target: SocketAddr, to: &Destination<'_>) -> Result<Route, Refusal> {
-    let Destination { workload, port, through, service } = *to;
-    if workload.network != source.network {
+    /// The service that the application connected to. An address that a workload has is never a service's
+    /// here, and the network is the proxy's own: [`find`] differs in both, as upstream's two lookups do.
+    fn addressed_service(&self) -> Result<Option<&'m Arc<Service>>, Stop> {
+        let Self { mesh, conn, target } = self;
+        if mesh.workload_by_addr(conn.network, target.ip()).is_some() {
+            return Ok(None);
+        }
+        let service = mesh.service_by_vip(conn.network, target.ip(), Some(&conn.source.namespace));
         if service.is_none() {
-            return Err(Refusal::NoServiceForTarget(target));
+            settle_address(&conn.known, conn.network, target.ip())?;
         }
-        return Err(match &workload.network_gateway {
-            Some(gateway) => gateway_refusal(gateway),
-            None => Refusal::NoValidDestination(Name::clone(&workload.uid)),
+        Ok(service)
+    }
+
+    /// The route to whom the mesh has chosen, by where it is and what it accepts.
+    fn reach(
+        &self,
+        upstream: &Upstream<'m>,
+        service: Option<&'m Arc<Service>>,
+        entropy: &mut dyn FnMut() -> u64,
+    ) -> Result<Route, Stop> {
+        let Self { mesh, conn, target } = *self;
+        let workload = upstream.workload;
+        if workload.network != conn.source.network {
+            let service = service.ok_or(Refusal::NoServiceForTarget(target))?;
+            return self.through_network_gateway(upstream, service, entropy);
+        }
+        // A service's traffic goes through the service's waypoint, or none; the workload's is for its own.
+        if let (None, Some(waypoint)) = (service, &workload.waypoint)
+            && !gateway::is_source(mesh, conn, waypoint)
+        {
+            return self.through_waypoint(waypoint, None, entropy);
+        }
+        let ip = upstream.address(&conn.known, target, entropy)?;
+        let addr = SocketAddr::new(ip, upstream.port);
+        let kind = match workload.protocol {
+            Protocol::Tcp => RouteKind::Plaintext(self.elsewhere(addr)?),
+            Protocol::Hbone => RouteKind::Hbone(Hop {
+                addr: SocketAddr::new(ip, INBOUND_HBONE_PORT),
+                authority: Authority::Addr(addr),
+                expected: upstream.identities(),
+            }),
+        };
+        Ok(Route { kind, destination: Some(Arc::clone(workload)), service: service.map(Arc::clone) })
+    }
+
+    /// To a waypoint, which is asked for what the application asked for.
+    fn through_waypoint(
+        &self,
+        reference: &GatewayAddress,
+        service: Option<&'m Arc<Service>>,
+        entropy: &mut dyn FnMut() -> u64,
+    ) -> Result<Route, Stop> {
+        let Self { mesh, conn, target } = *self;
+        let waypoint = gateway::waypoint(mesh, conn, (reference, target), entropy)?;
+        let upstream = waypoint.upstream;
+        if upstream.workload.network != conn.source.network {
+            let service = service.ok_or_else(|| {
+                let network = &upstream.workload.network;
+                let which = &reference.destination;
+                Refusal::UnknownWaypoint(format!(
+                    "waypoint {which} is in network `{network}`, where only services are reachable"
+                ))
+            })?;
+            return self.through_network_gateway(&upstream, service, entropy);
+        }
+        let ip = upstream.address(&conn.known, waypoint.hint, entropy)?;
+        let kind = RouteKind::Hbone(Hop {
+            addr: self.tunneled(SocketAddr::new(ip, upstream.port))?,
+            authority: Authority::Addr(target),
+            expected: upstream.identities(),
         });
+        let destination = Some(Arc::clone(upstream.workload));
+        Ok(Route { kind, destination, service: service.map(Arc::clone) })
     }
-    // A service's traffic goes through the service's waypoint, or none; the workload's is for its own.
-    if let (None, Some(waypoint)) = (service, &workload.waypoint) {
-        return Err(waypoint_refusal(waypoint));
+
+    /// To `upstream`, which is in another network: a tunnel to that network's gateway, and another one inside it. Both are
+    /// asked for the service by its name, since addresses mean something else there.
+    fn through_network_gateway(
+        &self,
+        upstream: &Upstream<'m>,
+        service: &'m Arc<Service>,
+        entropy: &mut dyn FnMut() -> u64,
+    ) -> Result<Route, Stop> {
+        let Self { mesh, conn, target } = *self;
+        let reference = upstream.workload.network_gateway.as_deref();
+        let reference =
+            reference.ok_or_else(|| Refusal::NoValidDestination(Name::clone(&upstream.workload.uid)))?;
+        let found = gateway::network_gateway(mesh, conn, (reference, target), entropy)?;
+        let gateway = found.upstream;
+        let ip = gateway.address(&conn.known, found.hint, entropy)?;
+        let kind = RouteKind::DoubleHbone(DoubleHop {
+            outer: Hop {
+                addr: self.tunneled(SocketAddr::new(ip, gateway.port))?,
+                authority: Authority::Host { host: Name::clone(&service.hostname), port: target.port() },
+                expected: gateway.identities(),
+            },
+            // The gateway chooses the workload, so that only the service can say who it may be.
+            expected: upstream.vouched(),
+        });
+        let destination = Some(Arc::clone(gateway.workload));
+        Ok(Route { kind, destination, service: Some(Arc::clone(service)) })
     }
-    let ip = lb::address(workload, through.map(|service| &**service), target)
-        .ok_or_else(|| Refusal::NoValidDestination(Name::clone(&workload.uid)))?;
-    let kind = match workload.protocol {
-        Protocol::Tcp => RouteKind::Plaintext(plain(source, SocketAddr::new(ip, port))?),
-        Protocol::Hbone => RouteKind::Hbone(Hop {
-            addr: SocketAddr::new(ip, INBOUND_HBONE_PORT),
-            authority: Authority::Addr(SocketAddr::new(ip, port)),
-            expected: expected_identities(workload, through),
-        }),
-    };
-    Ok(Route { kind, destination: Some(Arc::clone(workload)), service: service.map(Arc::clone) })
-}
 
-/// Refuses to dial our own listeners in the source's own pod: they would take the connection for a new
-/// one, and dial again. (A tunnel to them is refused at its other end.)
-fn plain(source: &Workload, addr: SocketAddr) -> Result<SocketAddr, Refusal> {
-    let here = addr.ip().is_loopback() || source.workload_ips.contains(&addr.ip());
-    if here && ILLEGAL_PORTS.contains(&addr.port()) { Err(Refusal::LoopToSelf) } else { Ok(addr) }
-}
+    /// Refuses to dial our own listeners in the source's own pod: they would take the connection for a new
+    /// one, and dial again.
+    fn elsewhere(&self, addr: SocketAddr) -> Result<SocketAddr, Refusal> {
+        let here = addr.ip().is_loopback() || self.conn.source.workload_ips.contains(&addr.ip());
+        if here && ILLEGAL_PORTS.contains(&addr.port()) { Err(Refusal::LoopToSelf) } else { Ok(addr) }
+    }
 
-/// The workload's own identity and those that its service vouches for.
-fn expected_identities(workload: &Workload, service: Option<&Arc<Service>>) -> Vec<Identity> {
-    let mut expected = vec![workload.identity()];
-    expected.extend(service.into_iter().flat_map(|service| service.identities()));
-    // Sorted, because tunnels are shared by what they expect.
-    expected.sort_unstable();
-    expected.dedup();
-    expected
-}
-
-fn waypoint_refusal(waypoint: &GatewayAddress) -> Refusal {
-    let which = &waypoint.destination;
-    Refusal::UnknownWaypoint(format!("waypoint {which}: waypoints are not supported yet"))
-}
-
-fn gateway_refusal(gateway: &GatewayAddress) -> Refusal {
-    let which = &gateway.destination;
-    Refusal::UnknownGateway(format!("network gateway {which}: network gateways are not supported yet"))
+    /// The same for a tunnel, which our HBONE listener does take, and look into.
+    fn tunneled(&self, addr: SocketAddr) -> Result<SocketAddr, Refusal> {
+        if addr.port() == INBOUND_HBONE_PORT { Ok(addr) } else { self.elsewhere(addr) }
+    }
 }

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::Name;
 use crate::addr::NetworkAddr;
+use crate::lb::Candidates;
 
 /// A mesh of 100,000 workloads has a few million nodes; a file beyond this is refused.
 const MAX_NODES: usize = 50_000_000;
@@ -214,6 +215,7 @@ impl Reader {
             ip_families: raw.ip_families,
             canonical: raw.canonical,
             visibility: raw.visibility,
+            candidates: Candidates::default(),
         })
     }
 

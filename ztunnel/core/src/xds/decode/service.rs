@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use super::{Decoder, Reason, ip, known};
 use crate::addr::NetworkAddr;
+use crate::lb::Candidates;
 use crate::mesh::{
     CidrVip, HealthPolicy, IpFamilies, LoadBalancer, LoadBalancerMode, LocalityScope, Service, Visibility,
     WeightedWaypoint,
@@ -58,6 +59,7 @@ pub(super) fn service(decoder: &mut Decoder, raw: api::Service) -> Result<Servic
             Ok(api::service::Visibility::Namespace) => Visibility::Namespace,
             Ok(api::service::Visibility::Public) | Err(_) => Visibility::Public,
         },
+        candidates: Candidates::default(),
     })
 }
 

@@ -1,8 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Where connections go, as tables: a mesh, who asks for what, and the answer in words.
 
-use super::inbound::guess_service;
-use super::{Inbound, Outbound, Refusal, Route, RouteKind, Routing, inbound, outbound};
+mod across;
+mod inbound;
+mod updates;
+mod waypoints;
+
+use std::net::IpAddr;
+
+use super::{Known, Need, Outbound, Route, RouteKind, Routing, outbound};
+use crate::Name;
 use crate::addr::OriginalDst;
 use crate::mesh::Mesh;
 use crate::mesh::local::parse;
@@ -41,6 +48,8 @@ services:
 - {name: range, namespace: shop, hostname: range, vips: [], cidrVips: [{network: '', cidr: 10.97.0.0/16}],
    ports: {80: 8080}, endpoints: {plain: {workloadUid: plain, port: {}, status: Healthy}}}
 - {name: named, namespace: shop, hostname: named, vips: [/10.96.0.13], ports: {80: 8080}}
+- {name: deep, namespace: shop, hostname: deep, vips: [/10.96.0.15], ports: {80: 15001},
+   endpoints: {named: {workloadUid: named, port: {}, status: Healthy}}}
 - {name: loop, namespace: old, hostname: loop, vips: [/10.96.0.14], ports: {80: 15001},
    endpoints: {plain: {workloadUid: plain, port: {}, status: Healthy}}}
 ";
@@ -48,29 +57,51 @@ services:
 /// `uid -> ip:port`, and the route in words.
 #[track_caller]
 fn check_outbound(cases: &[(&str, &str)]) {
-    let mesh = parse(MESH).unwrap();
+    check(&parse(MESH).unwrap(), cases);
+}
+
+#[track_caller]
+fn check(mesh: &Mesh, cases: &[(&str, &str)]) {
     for (question, expected) in cases {
-        let (source, target) = question.split_once(" -> ").unwrap();
-        let conn = Outbound {
-            source: mesh.workload_by_uid(source).unwrap(),
-            network: "",
-            original_dst: OriginalDst(target.parse().unwrap()),
-        };
-        let answer = match outbound::outbound(&mesh, &conn, &mut || 0) {
-            Routing::Go(route) => words(&route),
-            Routing::Refuse(refusal) => format!("refused: {refusal}"),
-        };
-        assert_eq!(answer, *expected, "{question}");
+        assert_eq!(decide(mesh, question, Known::default(), 0), *expected, "{question}");
+    }
+}
+
+/// The answer to `uid -> ip:port`, or to `uid@source_ip in network -> ip:port`, in words.
+fn decide(mesh: &Mesh, question: &str, known: Known<'_>, drawn: u64) -> String {
+    let (source, target) = question.split_once(" -> ").unwrap();
+    let (source, network) = source.split_once(" in ").unwrap_or((source, ""));
+    let (uid, source_ip) = source.split_once('@').unwrap_or((source, ""));
+    let source = mesh.workload_by_uid(uid).unwrap();
+    let own = || source.workload_ips.first().copied().unwrap_or_else(|| IpAddr::from([127, 0, 0, 1]));
+    let conn = Outbound {
+        source,
+        source_ip: source_ip.parse().unwrap_or_else(|_| own()),
+        network,
+        original_dst: OriginalDst(target.parse().unwrap()),
+        known,
+    };
+    match outbound::outbound(mesh, &conn, &mut || drawn) {
+        Routing::Go(route) => words(&route),
+        Routing::Need(Need::Resource(name)) => format!("ask for {name}"),
+        Routing::Need(Need::Addresses(host)) => format!("resolve {host}"),
+        Routing::Refuse(refusal) => format!("refused: {refusal}"),
     }
 }
 
 fn words(route: &Route) -> String {
+    let list = |all: &[crate::identity::Identity]| {
+        all.iter().map(ToString::to_string).collect::<Vec<String>>().join(",")
+    };
     let mut words = match &route.kind {
         RouteKind::Passthrough(addr) => format!("passthrough {addr}"),
         RouteKind::Plaintext(addr) => format!("plaintext {addr}"),
         RouteKind::Hbone(hop) => {
-            let expected: Vec<String> = hop.expected.iter().map(ToString::to_string).collect();
-            format!("hbone {} for {} from {}", hop.addr, hop.authority, expected.join(","))
+            format!("hbone {} for {} from {}", hop.addr, hop.authority, list(&hop.expected))
+        }
+        RouteKind::DoubleHbone(hops) => {
+            let (hop, behind) = (&hops.outer, list(&hops.expected));
+            format!("double {} for {} from {} behind {behind}", hop.addr, hop.authority, list(&hop.expected))
         }
     };
     if let Some(destination) = &route.destination {
@@ -125,36 +156,66 @@ fn a_service_is_reached_through_an_endpoint() {
         ("client -> 10.96.0.11:80", "passthrough 10.96.0.11:80"),
         ("client -> 10.96.0.12:80", "passthrough 10.96.0.12:80"),
         ("plain -> 10.96.0.12:80", "refused: no healthy upstream: 10.96.0.12:80"),
-        ("client -> 10.96.0.13:80", "refused: no valid routing destination for workload: named"),
+        ("client -> 10.96.0.13:80", "resolve example.com"),
     ]);
 }
 
 #[test]
-fn what_is_not_supported_yet_is_refused_and_never_sent_in_the_clear() {
+fn what_cannot_be_reached_as_the_mesh_says_is_refused_and_never_sent_in_the_clear() {
     check_outbound(&[
-        (
-            "client -> 10.96.0.4:80",
-            "refused: unknown waypoint: waypoint shop/waypoint: waypoints are not supported yet",
-        ),
-        (
-            "client -> 10.96.0.5:80",
-            "refused: unknown waypoint: waypoint /10.96.0.9: waypoints are not supported yet",
-        ),
-        (
-            "client -> 10.1.0.4:80",
-            "refused: unknown waypoint: waypoint shop/waypoint: waypoints are not supported yet",
-        ),
+        ("client -> 10.96.0.4:80", "refused: unknown waypoint: waypoint shop/waypoint not found"),
+        ("client -> 10.96.0.5:80", "refused: unknown waypoint: waypoint /10.96.0.9 not found"),
+        ("client -> 10.1.0.4:80", "refused: unknown waypoint: waypoint shop/waypoint not found"),
         // A workload's waypoint is for traffic addressed to the workload itself.
         (
             "client -> 10.96.0.6:80",
             "hbone 10.1.0.4:15008 for 10.1.0.4:8080 from spiffe:///ns/shop/sa/ to behind of both",
         ),
-        (
-            "client -> 10.96.0.7:80",
-            "refused: unknown network gateway: network gateway /10.9.9.9: network gateways are not supported yet",
-        ),
-        ("client -> 10.96.0.8:80", "refused: no valid routing destination for workload: farther"),
+        ("client -> 10.96.0.7:80", "refused: unknown network gateway: network gateway /10.9.9.9 not found"),
+        // In another network, and no gateway leads there.
+        ("client -> 10.96.0.8:80", "refused: no healthy upstream: 10.96.0.8:80"),
     ]);
+}
+
+#[test]
+fn a_workload_without_addresses_is_found_by_its_host_name() {
+    let mesh = parse(MESH).unwrap();
+    let host: Name = "example.com".into();
+    let ask = |question: &str, addresses: &[&str]| {
+        let addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
+        let resolved = [(Name::clone(&host), addresses)];
+        let known = Known { resolved: &resolved, ..Known::default() };
+        decide(&mesh, question, known, u64::MAX)
+    };
+    let both = ["fd00::7", "10.7.0.1", "10.7.0.2"];
+    assert_eq!(ask("client -> 10.96.0.13:80", &both), "plaintext 10.7.0.2:8080 to named of named");
+    assert_eq!(ask("client -> 10.96.0.13:80", &["fd00::7"]), "plaintext [fd00::7]:8080 to named of named");
+    let refused = "refused: no ip addresses were resolved for workload: named";
+    assert_eq!(ask("client -> 10.96.0.13:80", &[]), refused);
+    // What a name server says does not lead to our own listeners either.
+    assert_eq!(
+        ask("client -> 10.96.0.15:80", &["127.0.0.1"]),
+        "refused: attempted recursive call to ourselves"
+    );
+}
+
+#[test]
+fn what_the_mesh_does_not_know_yet_is_asked_for_before_it_is_passed_through() {
+    let mesh = parse(MESH).unwrap();
+    let ask = |question: &str, asked: &[&str]| {
+        let asked: Vec<Name> = asked.iter().map(|&name| name.into()).collect();
+        decide(&mesh, question, Known { asked: Some(&asked), ..Known::default() }, 0)
+    };
+    assert_eq!(ask("client -> 192.0.2.1:443", &[]), "ask for /192.0.2.1");
+    assert_eq!(ask("client -> 192.0.2.1:443", &["/192.0.2.1"]), "passthrough 192.0.2.1:443");
+    assert_eq!(ask("client in net -> 192.0.2.1:443", &["net/192.0.2.1"]), "ask for /192.0.2.1");
+    assert_eq!(ask("client -> 10.1.0.3:9000", &[]), "plaintext 10.1.0.3:9000 to plain");
+    assert_eq!(ask("client -> 10.96.0.4:80", &[]), "ask for shop/waypoint");
+    let unknown = "refused: unknown waypoint: waypoint shop/waypoint not found";
+    assert_eq!(ask("client -> 10.96.0.4:80", &["shop/waypoint"]), unknown);
+    assert_eq!(ask("client -> 10.96.0.5:80", &[]), "ask for /10.96.0.9");
+    assert_eq!(ask("client -> 10.96.0.7:80", &[]), "ask for /10.9.9.9");
+    assert_eq!(ask("client -> 10.1.0.4:80", &[]), "ask for shop/waypoint");
 }
 
 #[test]
@@ -173,122 +234,4 @@ fn a_route_never_leads_back_to_our_own_listeners() {
             "hbone 10.1.0.2:15008 for 10.1.0.2:15001 from spiffe://td/ns/shop/sa/web to web",
         ),
     ]);
-}
-
-/// The authority that a peer asks the workload for, and the answer in words.
-#[track_caller]
-fn check_inbound(mesh: &Mesh, local: &str, cases: &[(&str, &str)]) {
-    for (authority, expected) in cases {
-        let local = mesh.workload_by_uid(local).unwrap();
-        let request = Inbound {
-            local,
-            pod_ip: local.workload_ips[0],
-            network: "",
-            authority: &authority.parse().unwrap(),
-        };
-        let answer = match inbound::inbound(mesh, &request) {
-            Ok(target) => {
-                let service = target.service.map(|service| format!(" of {}", service.hostname));
-                format!("{}{}", target.addr, service.unwrap_or_default())
-            }
-            Err(refusal) => format!("refused: {refusal}"),
-        };
-        assert_eq!(answer, *expected, "{authority}");
-    }
-}
-
-#[test]
-fn a_tunnel_leads_into_the_pod_that_it_arrived_at() {
-    let mesh = parse(MESH).unwrap();
-    check_inbound(
-        &mesh,
-        "web",
-        &[
-            ("10.1.0.2:8080", "10.1.0.2:8080 of web"),
-            ("10.1.0.2:9000", "10.1.0.2:9000"),
-            ("10.1.0.3:8080", "refused: ip mismatch: 10.1.0.2 != 10.1.0.3"),
-            ("192.0.2.1:80", "refused: ip mismatch: 10.1.0.2 != 192.0.2.1"),
-            ("[::ffff:10.1.0.2]:8080", "10.1.0.2:8080 of web"),
-            ("web:80", "10.1.0.2:8080 of web"),
-            ("web:81", "10.1.0.2:8081 of web"),
-            ("web:82", "refused: requested service web:82 found, but cannot resolve port"),
-            ("nobody:80", "refused: no service or workload for hostname: nobody"),
-            ("10.1.0.2:15001", "refused: attempted recursive call to ourselves"),
-            ("10.1.0.2:15006", "refused: attempted recursive call to ourselves"),
-            ("10.1.0.2:15008", "refused: attempted recursive call to ourselves"),
-            ("loop:80", "refused: attempted recursive call to ourselves"),
-        ],
-    );
-}
-
-#[test]
-fn an_application_tunnel_takes_every_port_and_address() {
-    let mesh = |tunnel: &str| {
-        parse(&format!(
-            "workloads: [{{uid: w, namespace: n, workloadIps: [10.1.0.2], services: {{}}, applicationTunnel: {tunnel}}}]"
-        ))
-        .unwrap()
-    };
-    check_inbound(
-        &mesh("{protocol: NONE, port: 7}"),
-        "w",
-        &[("10.1.0.2:80", "10.1.0.2:7"), ("10.9.9.9:80", "10.1.0.2:7")],
-    );
-    check_inbound(&mesh("{protocol: NONE}"), "w", &[("10.1.0.2:80", "10.1.0.2:80")]);
-    check_inbound(
-        &mesh("{protocol: PROXY, port: 7}"),
-        "w",
-        &[("10.1.0.2:80", "refused: unsupported feature: application tunnel with a PROXY header")],
-    );
-}
-
-#[test]
-fn a_captured_waypoint_takes_what_is_behind_it() {
-    let mesh = parse(
-        "workloads:
-- {uid: wp, namespace: n, workloadIps: [10.1.0.9], services: {n/waypoint: {}}}
-- {uid: w, namespace: n, workloadIps: [10.1.0.1], services: {}, waypoint: {destination: n/waypoint, hboneMtlsPort: 1}}
-- {uid: v, namespace: n, workloadIps: [10.1.0.2], services: {}, waypoint: {destination: /10.96.0.9, hboneMtlsPort: 1}}
-- {uid: x, namespace: n, workloadIps: [10.1.0.3], services: {}, waypoint: {destination: /10.1.0.9, hboneMtlsPort: 1}}
-- {uid: y, namespace: n, workloadIps: [10.1.0.4], services: {}, waypoint: {destination: n/other, hboneMtlsPort: 1}}
-services:
-- {name: waypoint, namespace: n, hostname: waypoint, vips: [/10.96.0.9], ports: {15008: 15008}}
-- {name: s, namespace: n, hostname: s, vips: [/10.96.0.1], ports: {}, waypoint: {destination: n/waypoint, hboneMtlsPort: 1}}
-",
-    )
-    .unwrap();
-    check_inbound(
-        &mesh,
-        "wp",
-        &[
-            ("10.1.0.1:80", "10.1.0.9:80"),
-            ("10.1.0.2:80", "10.1.0.9:80"),
-            ("10.1.0.3:80", "10.1.0.9:80"),
-            ("10.96.0.1:80", "10.1.0.9:80"),
-            ("10.1.0.4:80", "refused: ip mismatch: 10.1.0.9 != 10.1.0.4"),
-        ],
-    );
-    check_inbound(&mesh, "w", &[("10.1.0.2:80", "refused: ip mismatch: 10.1.0.1 != 10.1.0.2")]);
-}
-
-#[test]
-fn the_service_is_guessed_from_the_peers_word_or_the_port() {
-    let mesh = parse(MESH).unwrap();
-    let web = mesh.workload_by_uid("web").unwrap();
-    let guess = |port: u16, host: Option<&str>| {
-        guess_service(&mesh, web, port, host).map(|service| service.hostname.to_string())
-    };
-    assert_eq!(guess(8080, None).as_deref(), Some("web"));
-    assert_eq!(guess(8080, Some("vouched")).as_deref(), Some("vouched"));
-    assert_eq!(guess(8080, Some("plain")).as_deref(), Some("web"), "the pod is not in that service");
-    assert_eq!(guess(1, None), None);
-}
-
-#[test]
-fn plaintext_goes_where_it_was_going_but_not_to_ourselves() {
-    let target = |addr: &str| inbound::plaintext(OriginalDst(addr.parse().unwrap()));
-    assert_eq!(target("[::ffff:10.1.0.2]:80").unwrap().addr, "10.1.0.2:80".parse().unwrap());
-    for port in crate::addr::ILLEGAL_PORTS {
-        assert_eq!(target(&format!("10.1.0.2:{port}")), Err(Refusal::LoopToSelf));
-    }
 }
