@@ -76,6 +76,15 @@ fn a_pod_whose_requests_fail_leads_to_the_policy_on_page_and_command_line() {
         has(&say(n1, &["denials", "--pod", "demo/client"])?, &["no request"])?;
         commands(mesh)?;
         look(mesh)?;
+        for (node, name, args) in [
+            (n2, "denials-source", &["denials", "--pod", "demo/stranger"][..]),
+            (n1, "denials", &["denials", "--pod", "demo/server"]),
+            (n1, "status", &["status"]),
+            (n1, "connections", &["connections"]),
+            (n1, "top", &["top", "--once"]),
+        ] {
+            keep(mesh, &format!("{name}.txt"), say(node, args)?.as_bytes())?;
+        }
         drop((conn, server));
         Ok(())
     })
@@ -147,9 +156,15 @@ fn look(mesh: &Mesh) -> Result<()> {
             "wider than {width}: {}",
             browser.evaluate("document.documentElement.scrollWidth")?
         );
-        if let (Some(folder), Mode::Full) = (std::env::var_os("ZTUNNEL_TESTS_PICTURES"), mesh.mode()) {
-            std::fs::write(Path::new(&folder).join(format!("{name}.png")), browser.picture()?)?;
-        }
+        keep(mesh, &format!("{name}.png"), &browser.picture()?)?;
+    }
+    Ok(())
+}
+
+/// For docs/guide.md, where somebody asks for it.
+fn keep(mesh: &Mesh, name: &str, what: &[u8]) -> Result<()> {
+    if let (Some(folder), Mode::Full) = (std::env::var_os("ZTUNNEL_TESTS_PICTURES"), mesh.mode()) {
+        std::fs::write(Path::new(&folder).join(name), what)?;
     }
     Ok(())
 }
