@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `deploy/` at work: a mesh in trouble, a real Prometheus that scrapes it, the dashboard's queries and the alerts; and
-//! whether what the manifest grants is enough.
-
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+//! A mesh in trouble, a real Prometheus that scrapes it, the dashboard's queries and the alerts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -13,10 +10,12 @@ use std::time::Duration;
 
 use ztunnel_tests::istiod::{Istiod, describe, grpc};
 use ztunnel_tests::node::{PATIENCE, STATS};
-use ztunnel_tests::prometheus::{Prometheus, deploy, families, promtool};
+use ztunnel_tests::prometheus::{Prometheus, deploy, promtool};
 use ztunnel_tests::resolver::Resolver;
 use ztunnel_tests::traffic::{Conn, Server};
 use ztunnel_tests::{Mesh, Mode, Pod, PodSpec, wait};
+
+use crate::families;
 
 /// For Prometheus to see what happens: some scrapes, and a window full of them.
 const SOON: Duration = Duration::from_secs(30);
@@ -107,9 +106,9 @@ fn exposed(mesh: &Mesh) -> BTreeSet<String> {
     let mut seen = BTreeSet::new();
     for node in mesh.nodes() {
         for sample in node.metrics().unwrap().samples {
-            let Some(labels) = families.get(&sample.name) else {
-                panic!("{} is not in the table", sample.name)
-            };
+            let labels = families.get(&sample.name);
+            assert!(labels.is_some(), "{} is not in the table", sample.name);
+            let labels = labels.unwrap();
             let found: BTreeSet<&str> = sample.labels.keys().map(String::as_str).collect();
             assert!(found.is_subset(labels), "{}: {found:?} instead of {labels:?}", sample.name);
             seen.insert(sample.name);
@@ -192,7 +191,7 @@ fn watch(mesh: &Mesh, istiod: &Istiod, prometheus: &Prometheus) {
         });
         missing.is_empty()
     });
-    data.unwrap_or_else(|error| panic!("{error}: {missing:#?}"));
+    assert!(data.is_ok(), "{data:?}: {missing:#?}");
 
     let denied = prometheus
         .query("sum by (source_workload) (istio_tcp_connections_failed_total{response_flags=\"DENY\"})");
