@@ -127,7 +127,8 @@ root=$1 cgroup=$2 at=$3; shift 3
 mkdir -p "$root"
 mount -t tmpfs none "$root"
 cd "$root"
-mkdir -p proc sys tmp "./$at"
+mkdir -p etc proc sys tmp "./$at"
+echo nameserver 127.0.0.1 > etc/resolv.conf
 for folder in bin dev lib lib64 usr; do
     [ ! -d "/$folder" ] || { mkdir -p "$folder"; mount --rbind "/$folder" "$folder"; }
 done
