@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ztunnel_core::report::families::{ALL, Kind};
+use ztunnel_core::report::families::ALL;
 
 /// Labels that Prometheus gives to every series of a target.
 pub(crate) const TARGET: &[&str] = &["instance", "job"];
@@ -15,14 +15,8 @@ pub(crate) const SCRAPE: &[&str] = &["up", "scrape_duration_seconds", "scrape_sa
 pub(crate) fn all() -> BTreeMap<String, BTreeSet<&'static str>> {
     let mut all = BTreeMap::new();
     for family in ALL {
-        let endings: &[(&str, Option<&str>)] = match family.kind {
-            Kind::Counter => &[("_total", None)],
-            Kind::Gauge => &[("", None)],
-            Kind::Histogram => &[("_bucket", Some("le")), ("_sum", None), ("_count", None)],
-        };
-        for (ending, extra) in endings {
-            let labels = family.labels.iter().copied().chain(*extra).collect();
-            all.insert(format!("{}{ending}", family.name), labels);
+        for (name, extra) in family.samples() {
+            all.insert(name, family.labels.iter().copied().chain(extra).collect());
         }
     }
     all
