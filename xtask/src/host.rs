@@ -25,6 +25,7 @@ const TOOLS: &[Tool] = &[
     Tool { program: "prometheus", package: "prometheus" },
     Tool { program: "promtool", package: "prometheus" },
     Tool { program: "musl-gcc", package: "musl-tools" },
+    Tool { program: "chromium", package: "chromium" },
     Tool { program: "dig", package: "bind9-dnsutils" },
     Tool { program: "nsupdate", package: "bind9-dnsutils" },
 ];

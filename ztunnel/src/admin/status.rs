@@ -16,7 +16,8 @@ use super::connections::Paths;
 use super::denials::{self, Denial};
 use super::{Doors, problems};
 use crate::certs::store::State as CertState;
-use crate::config::Config;
+use crate::config::dns::Listen;
+use crate::config::{Config, ProxyMode};
 use crate::fastpath;
 use crate::proxy::unknown::Counts;
 use crate::telemetry::live::Totals;
@@ -71,7 +72,7 @@ pub struct Sessions {
 /// One of them.
 #[derive(Debug, Serialize)]
 pub struct SessionStatus {
-    /// `connected`, `disconnected`, `idle`.
+    /// `connected`, `disconnected`, `idle`: not tried yet; `not used`: the settings name none.
     pub state: &'static str,
     /// Since when (RFC 3339).
     pub since: Option<String>,
@@ -79,10 +80,10 @@ pub struct SessionStatus {
     pub error: Option<String>,
 }
 
-impl From<Session> for SessionStatus {
-    fn from(session: Session) -> Self {
+impl SessionStatus {
+    fn of(session: Session, wanted: bool) -> Self {
         Self {
-            state: session.state.as_str(),
+            state: if wanted { session.state.as_str() } else { "not used" },
             since: session.since.map(|since| Timestamp(since).to_string()),
             error: session.error,
         }
@@ -155,8 +156,8 @@ pub fn status(doors: &Doors) -> Status {
         fastpath: shared.fastpath.status(),
         revocation: shared.certs.tls().revocations.as_ref().map(|lists| json!(Revocations::status(lists))),
         sessions: Sessions {
-            xds: shared.standings.xds.look().into(),
-            agent: shared.standings.agent.look().into(),
+            xds: SessionStatus::of(shared.standings.xds.look(), shared.config.xds.is_some()),
+            agent: SessionStatus::of(shared.standings.agent.look(), shared.config.mode == ProxyMode::Shared),
         },
         mesh: shared.mesh.read(size),
         unknown_policy_connections: shared.unknown_policies.counts(),
@@ -253,6 +254,9 @@ fn listeners(config: &Config) -> Vec<u16> {
         ports.extend([OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT, INBOUND_HBONE_PORT]);
         ports.extend(config.socks5.then_some(socks5::PORT));
     }
-    ports.extend(config.dns.as_ref().map(|dns| dns.listen.port()));
+    ports.extend(config.dns.as_ref().map(|dns| match dns.listen {
+        Listen::Localhost(port) => port,
+        Listen::Addr(addr) => addr.port(),
+    }));
     ports
 }

@@ -158,12 +158,12 @@ impl Connection {
 
 impl Meter for Connection {
     fn sent(&self, bytes: usize) {
-        self.entry.sent(bytes);
+        self.shard.up(&self.entry, bytes);
         self.counted.series().received(bytes);
     }
 
     fn received(&self, bytes: usize) {
-        self.entry.received(bytes);
+        self.shard.down(&self.entry, bytes);
         self.counted.series().sent(bytes);
     }
 }

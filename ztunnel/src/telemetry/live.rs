@@ -2,8 +2,8 @@
 //! The connections that are open now: the one registry that the page, the command line and `config_dump` read.
 //!
 //! A [`Registry`] per pod, in it a [`Shard`] per worker: a connection enters and leaves the book of its own worker, whose
-//! lock nobody else wants but a reader of a few microseconds. While bytes flow it is not touched: a connection counts in
-//! its own entry, and rates are the reader's difference of two looks.
+//! lock nobody else wants but a reader, for some microseconds at a time. While bytes flow it is not touched: they are counted in
+//! numbers that only this worker writes, and rates are the reader's difference of two looks.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,6 +19,8 @@ use super::metrics::Metrics;
 use super::refusals::Refusals;
 use crate::fastpath::{Path, Place};
 
+/// Entries that a reader takes before it lets the worker have its lock again.
+const AT_A_TIME: usize = 256;
 /// Ids of one shard begin this far from those of the next; all of them are exact in a JSON number.
 const IDS: u64 = 1 << 40;
 
@@ -41,13 +43,30 @@ pub struct Shard {
     /// Where it is remembered who was turned away.
     pub refusals: Refusals,
     book: Mutex<Book>,
+    opened: Count,
+    sent: Count,
+    received: Count,
+}
+
+/// A number that one thread counts up, and others may read.
+#[derive(Debug, Default)]
+struct Count(AtomicU64);
+
+impl Count {
+    fn add(&self, more: u64) {
+        // There is one writer: no read-modify-write, which would cost a locked instruction.
+        self.0.store(self.get() + more, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 #[derive(Debug)]
 struct Book {
     next: u64,
     open: BTreeMap<u64, Arc<Entry>>,
-    past: Totals,
 }
 
 /// What a pod's connections have carried, the closed ones too.
@@ -61,14 +80,6 @@ pub struct Totals {
     pub received: u64,
 }
 
-impl Totals {
-    fn add(&mut self, entry: &Entry) {
-        let (sent, received) = entry.bytes();
-        self.sent += sent;
-        self.received += received;
-    }
-}
-
 /// One open connection.
 #[derive(Debug)]
 pub struct Entry {
@@ -78,10 +89,9 @@ pub struct Entry {
     pub ends: Ends,
     /// When it was accepted.
     pub start: Instant,
-    /// Bytes from downstream to upstream. Only its own task writes.
-    up: AtomicU64,
-    /// Bytes from upstream to downstream.
-    down: AtomicU64,
+    /// Bytes that the pod sent, and was sent.
+    sent: Count,
+    received: Count,
     hop: OnceLock<Hop>,
 }
 
@@ -105,12 +115,15 @@ impl Registry {
     /// One more worker's share.
     pub fn shard(&self) -> Arc<Shard> {
         let mut shards = self.shards.lock();
-        let book = Book { next: shards.len() as u64 * IDS, open: BTreeMap::new(), past: Totals::default() };
+        let book = Book { next: shards.len() as u64 * IDS, open: BTreeMap::new() };
         let shard = Arc::new(Shard {
             pod: Arc::clone(&self.pod),
             metrics: self.metrics.clone(),
             refusals: self.refusals.clone(),
             book: Mutex::new(book),
+            opened: Count::default(),
+            sent: Count::default(),
+            received: Count::default(),
         });
         shards.push(Arc::clone(&shard));
         shard
@@ -120,7 +133,7 @@ impl Registry {
     pub fn open(&self) -> Vec<Arc<Entry>> {
         let mut all = Vec::new();
         for shard in self.shards.lock().iter() {
-            all.extend(shard.book.lock().open.values().map(Arc::clone));
+            shard.list(&mut all);
         }
         all
     }
@@ -129,13 +142,9 @@ impl Registry {
     pub fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         for shard in self.shards.lock().iter() {
-            let book = shard.book.lock();
-            totals.opened += book.past.opened;
-            totals.sent += book.past.sent;
-            totals.received += book.past.received;
-            for entry in book.open.values() {
-                totals.add(entry);
-            }
+            totals.opened += shard.opened.get();
+            totals.sent += shard.sent.get();
+            totals.received += shard.received.get();
         }
         totals
     }
@@ -147,18 +156,56 @@ impl Shard {
         let mut book = self.book.lock();
         let id = book.next;
         book.next += 1;
-        book.past.opened += 1;
-        let (up, down, hop) = (AtomicU64::new(0), AtomicU64::new(0), OnceLock::new());
-        let entry = Arc::new(Entry { id, ends, start, up, down, hop });
+        let (sent, received, hop) = (Count::default(), Count::default(), OnceLock::new());
+        let entry = Arc::new(Entry { id, ends, start, sent, received, hop });
         book.open.insert(id, Arc::clone(&entry));
+        drop(book);
+        self.opened.add(1);
         entry
     }
 
     /// It has ended.
     pub(super) fn leave(&self, entry: &Entry) {
-        let mut book = self.book.lock();
-        if book.open.remove(&entry.id).is_some() {
-            book.past.add(entry);
+        self.book.lock().open.remove(&entry.id);
+    }
+
+    /// Bytes went from downstream to upstream.
+    pub(super) fn up(&self, entry: &Entry, bytes: usize) {
+        match entry.ends.reporter {
+            Reporter::Source => self.sent(entry, bytes),
+            Reporter::Destination => self.received(entry, bytes),
+        }
+    }
+
+    /// Bytes went from upstream to downstream.
+    pub(super) fn down(&self, entry: &Entry, bytes: usize) {
+        match entry.ends.reporter {
+            Reporter::Source => self.received(entry, bytes),
+            Reporter::Destination => self.sent(entry, bytes),
+        }
+    }
+
+    fn sent(&self, entry: &Entry, bytes: usize) {
+        entry.sent.add(bytes as u64);
+        self.sent.add(bytes as u64);
+    }
+
+    fn received(&self, entry: &Entry, bytes: usize) {
+        entry.received.add(bytes as u64);
+        self.received.add(bytes as u64);
+    }
+
+    fn list(&self, all: &mut Vec<Arc<Entry>>) {
+        let mut next = 0;
+        loop {
+            let before = all.len();
+            let book = self.book.lock();
+            all.extend(book.open.range(next..).take(AT_A_TIME).map(|(_, entry)| Arc::clone(entry)));
+            drop(book);
+            match all.last() {
+                Some(last) if all.len() == before + AT_A_TIME => next = last.id + 1,
+                Some(_) | None => return,
+            }
         }
     }
 
@@ -176,24 +223,9 @@ impl Shard {
 }
 
 impl Entry {
-    /// Bytes went from downstream to upstream.
-    pub(super) fn sent(&self, bytes: usize) {
-        // There is one writer: no read-modify-write, which would cost a locked instruction.
-        self.up.store(self.up.load(Ordering::Relaxed) + bytes as u64, Ordering::Relaxed);
-    }
-
-    /// Bytes went from upstream to downstream.
-    pub(super) fn received(&self, bytes: usize) {
-        self.down.store(self.down.load(Ordering::Relaxed) + bytes as u64, Ordering::Relaxed);
-    }
-
-    /// Bytes that this side, the pod, sent and was sent: outbound it is the downstream, inbound the upstream.
+    /// Bytes that this side, the pod, sent and was sent.
     pub fn bytes(&self) -> (u64, u64) {
-        let (up, down) = (self.up.load(Ordering::Relaxed), self.down.load(Ordering::Relaxed));
-        match self.ends.reporter {
-            Reporter::Source => (up, down),
-            Reporter::Destination => (down, up),
-        }
+        (self.sent.get(), self.received.get())
     }
 
     /// The hop to the application stands. Only the first word counts.
@@ -239,5 +271,18 @@ mod tests {
         drop(inbound);
         assert!(registry.open().is_empty());
         assert_eq!(registry.totals(), expected);
+    }
+
+    #[test]
+    fn more_connections_than_a_reader_takes_at_a_time_are_all_there_once() {
+        let registry = Registry::new("shop/web".into(), Metrics::default(), Refusals::default());
+        let shard = registry.shard();
+        let open = || Connection::open(&shard, ends(Reporter::Source), Instant::now());
+        for count in [AT_A_TIME, 1, 2 * AT_A_TIME] {
+            let all: Vec<_> = (0..count).map(|_| open()).collect();
+            let ids: std::collections::BTreeSet<u64> = registry.open().iter().map(|entry| entry.id).collect();
+            assert_eq!((ids.len(), registry.open().len()), (count, count));
+            drop(all);
+        }
     }
 }

@@ -31,7 +31,7 @@ function span(seconds) {
 function table(place, columns, rows, nothing) {
   if (!rows.length) { at(place).replaceChildren(element('p', nothing, 'none')); return; }
   const head = element('tr');
-  for (const column of columns) head.append(element('th', column));
+  columns.forEach((column, index) => head.append(element('th', column, rows[0][index]?.kind === 'number' ? 'number' : '')));
   const body = element('tbody');
   for (const row of rows) {
     const line = element('tr');
