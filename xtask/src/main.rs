@@ -74,6 +74,8 @@ enum Command {
         #[arg(long, requires = "target", conflicts_with = "seconds")]
         input: Option<PathBuf>,
     },
+    /// Write docs/reference.md anew from the code; a test fails when it is stale
+    Reference,
     /// The rules of this house that no compiler checks
     Tidy,
     /// Exactly what CI runs: fmt, clippy, tidy, doc, then `test`, then one tiny benchmark
@@ -89,6 +91,7 @@ fn main() -> ExitCode {
         Command::Count => count::run(),
         Command::Fuzz { target: Some(target), input: Some(input), .. } => fuzz::replay(&target, &input),
         Command::Fuzz { target, seconds, .. } => fuzz::run(target.as_deref(), seconds),
+        Command::Reference => show::reference(),
         Command::Tidy => tidy::run(),
         Command::Ci => checks::ci(),
     };

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `demo` and `bench`: make ready what they need, then become them.
+//! `demo` and `bench`: make ready what they need, then become them. `reference`: what the code says about itself.
 
 use std::ffi::OsString;
+use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -35,6 +36,20 @@ pub(crate) fn bench(args: &[OsString]) -> Result<()> {
         }
     }
     become_program("bench", &passed)
+}
+
+/// Writes the reference, as the code has it.
+pub(crate) fn reference() -> Result<()> {
+    let mut print = host::cargo();
+    print.args(["run", "--quiet", "-p", "ztunnel", "--example", "reference"]).stderr(Stdio::inherit());
+    let output = print.output().context("cargo")?;
+    if !output.status.success() {
+        bail!("the code does not build: see above");
+    }
+    let path = host::root().join("docs/reference.md");
+    fs::write(&path, output.stdout).with_context(|| format!("write {}", path.display()))?;
+    println!("wrote {}", path.display());
+    Ok(())
 }
 
 /// The ztunnel of another revision, built in a folder of its own under `target/`.

@@ -4,8 +4,8 @@
 use std::error::Error;
 
 const FOLDER: &str = "../proto";
-const FILES: [&str; 5] =
-    ["zds.proto", "ca.proto", "discovery.proto", "workload.proto", "authorization.proto"];
+const FILES: [&str; 6] =
+    ["zds.proto", "ca.proto", "discovery.proto", "workload.proto", "authorization.proto", "profile.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     for file in FILES {

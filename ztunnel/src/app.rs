@@ -31,6 +31,7 @@ use crate::proxy::unknown::UnknownPolicies;
 use crate::resolve::Resolver;
 use crate::sys::memory::{self, Ebb};
 use crate::sys::netns;
+use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::refusals::Refusals;
 use crate::telemetry::standing::Standings;
@@ -56,6 +57,9 @@ const EBB_INTERVAL: Duration = Duration::from_secs(10);
 pub fn run(env: &impl Env) -> anyhow::Result<()> {
     info!("{}", version::describe());
     let config = Config::from_env(env)?;
+    if config.telemetry.log_opened {
+        log::log_opened();
+    }
     raise_file_limit();
     if config.mode == ProxyMode::Shared {
         netns::remember_home()
@@ -82,7 +86,7 @@ pub fn run(env: &impl Env) -> anyhow::Result<()> {
         resolver,
         mesh,
         certs: CertStore::new(Tls { config: config.tunnels.tls, revocations }),
-        metrics: Metrics::default(),
+        metrics: Metrics::new(config.telemetry.series),
         unknown_policies: UnknownPolicies::default(),
         fastpath: FastPath::start(config.fastpath.clone()),
         refusals: Refusals::default(),
@@ -153,6 +157,7 @@ async fn serve(shared: Arc<Shared>, tag: String, demands: mpsc::Receiver<Demand>
             if ebb.is_due(pods.busy()) {
                 memory::release_free();
             }
+            shared.metrics.expire();
         }
     };
     let agent = async {

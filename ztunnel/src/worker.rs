@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tracing::error;
@@ -66,6 +66,7 @@ struct Start {
 #[derive(Debug)]
 pub struct Workers {
     threads: Vec<mpsc::UnboundedSender<Start>>,
+    runtimes: Vec<Handle>,
     /// How much each of them has to do.
     loads: Arc<[AtomicUsize]>,
 }
@@ -76,14 +77,20 @@ impl Workers {
     /// # Errors
     /// The kernel refuses a thread.
     pub fn start_threads(count: usize) -> io::Result<Self> {
-        let threads = (0..count)
-            .map(|index| {
-                let (commands, receiver) = mpsc::unbounded_channel();
-                thread::Builder::new().name(format!("ztunnel-{index}")).spawn(move || run(receiver))?;
-                Ok(commands)
-            })
-            .collect::<io::Result<_>>()?;
-        Ok(Self { threads, loads: (0..count).map(|_| AtomicUsize::new(0)).collect() })
+        let (mut threads, mut runtimes) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for index in 0..count {
+            let (commands, receiver) = mpsc::unbounded_channel();
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            runtimes.push(runtime.handle().clone());
+            thread::Builder::new().name(format!("ztunnel-{index}")).spawn(move || run(&runtime, receiver))?;
+            threads.push(commands);
+        }
+        Ok(Self { threads, runtimes, loads: (0..count).map(|_| AtomicUsize::new(0)).collect() })
+    }
+
+    /// The runtime of each.
+    pub fn runtimes(&self) -> &[Handle] {
+        &self.runtimes
     }
 
     /// How many there are.
@@ -131,12 +138,8 @@ impl Workers {
     }
 }
 
-fn run(mut starts: mpsc::UnboundedReceiver<Start>) {
-    let runtime = match Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return error!(%error, "a worker thread has no runtime"),
-    };
-    LocalSet::new().block_on(&runtime, async {
+fn run(runtime: &Runtime, mut starts: mpsc::UnboundedReceiver<Start>) {
+    LocalSet::new().block_on(runtime, async {
         while let Some(Start { context, listeners, balance, phase, alive }) = starts.recv().await {
             tokio::task::spawn_local(async move {
                 proxy::serve_pod(context, listeners, balance, phase).await;

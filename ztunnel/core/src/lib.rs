@@ -18,6 +18,7 @@
 //! * [`pool`]: which tunnel carries it.
 //! * [`report`]: what is said about it.
 //! * [`fastpath`]: whether the kernel may carry its bytes.
+//! * [`profile`]: how profiles of this process are written.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::wildcard_enum_match_arm)]
@@ -44,6 +45,8 @@ pub mod pool;
 pub mod report;
 
 pub mod fastpath;
+
+pub mod profile;
 
 /// A name from the control plane, shared by everybody who holds it.
 pub type Name = std::sync::Arc<str>;

@@ -1,20 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The side doors: readiness (15021), metrics (15020), admin (15000, localhost only).
 //!
-//! * [`http`]: a small HTTP/1.1 server for all three.
+//! * [`http`]: a small HTTP/1.1 server for all three. [`encoding`]: what it compresses.
+//! * [`scrape`]: the metrics.
 //! * [`readiness`]: what the node still waits for.
-//! * [`dump`]: `/config_dump`, for istioctl.
+//! * [`dump`]: `/config_dump`, for istioctl. [`logging`]: `/logging`. [`profiles`]: `/debug/pprof`.
 //! * [`page`]: what a person looks at; it asks [`status`] and [`connections`]. [`problems`]: what is wrong.
 //! * [`denials`]: who was turned away, and by which policy. [`query`]: how requests are read. [`unix`]: the other way in.
 
 pub mod connections;
 pub mod denials;
 pub mod dump;
+pub mod encoding;
 pub mod http;
+mod logging;
 pub mod page;
 pub mod problems;
+mod profiles;
 mod query;
 pub mod readiness;
+mod scrape;
 pub mod status;
 pub mod unix;
 
@@ -29,8 +34,6 @@ use tracing::info;
 
 use crate::inpod::pods::{Pods, Switch};
 use crate::proxy::Shared;
-use crate::telemetry::metrics;
-use crate::tls::revocation::Usage;
 use connections::Wanted;
 use http::{Body, text};
 use query::Query;
@@ -43,7 +46,7 @@ pub const METRICS_PORT: u16 = 15020;
 /// On all addresses.
 pub const READINESS_PORT: u16 = 15021;
 
-const HELP: &str = "GET  /\nGET  /config_dump\nGET  /status\nGET  /connections[?pod=namespace/name&peer=text&path=ebpf|tcp&limit=n]\nGET  /denials[?pod=namespace/name]\nPOST /accel?state=on|off[&pod=namespace/name]\nPOST /quitquitquit\n";
+const HELP: &str = "GET  /\nGET  /config_dump\nGET  /status\nGET  /connections[?pod=namespace/name&peer=text&path=ebpf|tcp&limit=n]\nGET  /denials[?pod=namespace/name]\nPOST /logging[?level=...][&reset]\nGET  /debug/pprof/profile[?seconds=n&frequency=hz]\nGET  /debug/pprof/heap\nPOST /debug/pprof/heap/profiling?activate=true|false\nPOST /accel?state=on|off[&pod=namespace/name]\nPOST /quitquitquit\n";
 
 /// What the side doors look at.
 #[derive(Debug, Clone)]
@@ -80,70 +83,11 @@ impl Doors {
     pub async fn metrics(self, request: Request<Incoming>) -> Response<Body> {
         match request.uri().path() {
             "/metrics" | "/stats/prometheus" => {
-                let accept = request.headers().get(::http::header::ACCEPT);
-                let open_metrics = accept
-                    .and_then(|accept| accept.to_str().ok())
-                    .is_some_and(|accept| accept.contains("application/openmetrics-text"));
-                let extra = self.fastpath_metrics()
-                    + &self.revocation_metrics()
-                    + &self.shared.unknown_policies.expose();
-                let body = self.shared.metrics.expose(&self.tag, &extra);
-                let kind = if open_metrics {
-                    "application/openmetrics-text;charset=utf-8;version=1.0.0"
-                } else {
-                    "text/plain; charset=utf-8"
-                };
-                http::typed(kind, body)
+                let headers = request.into_parts().0.headers;
+                scrape::answer(self, &headers)
             }
             _ => text(StatusCode::NOT_FOUND, ""),
         }
-    }
-
-    fn revocation_metrics(&self) -> String {
-        let mut out = String::new();
-        let Some(revocations) = &self.shared.certs.tls().revocations else { return out };
-        let name = "istio_crl_policy_rejections";
-        metrics::family(
-            &mut out,
-            name,
-            "counter",
-            "Connections refused or closed because of a revoked certificate.",
-        );
-        for (reporter, usage) in [("source", Usage::Server), ("destination", Usage::Client)] {
-            let count = revocations.rejections(usage);
-            metrics::line(&mut out, format_args!("{name}_total{{reporter=\"{reporter}\"}} {count}"));
-        }
-        out
-    }
-
-    fn fastpath_metrics(&self) -> String {
-        let counters = self.shared.fastpath.status().fastpath;
-        let mut out = String::new();
-        let mut counter = |name: &str, help: &str, value: u64| {
-            metrics::family(&mut out, name, "counter", help);
-            metrics::line(&mut out, format_args!("{name}_total {value}"));
-        };
-        counter("ztunnel_ebpf_connections_paired", "Connections joined in the kernel.", counters.paired);
-        counter("ztunnel_ebpf_connections_unpaired", "Connections that stayed on TCP.", counters.unpaired);
-        counter(
-            "ztunnel_ebpf_redirected_messages",
-            "Messages that took the fast path.",
-            counters.redirected_messages,
-        );
-        counter("ztunnel_ebpf_redirected_bytes", "Bytes that took the fast path.", counters.redirected_bytes);
-        metrics::family(
-            &mut out,
-            "ztunnel_ebpf_passed_messages",
-            "counter",
-            "Messages that took TCP, by reason.",
-        );
-        for (reason, count) in &counters.passed {
-            metrics::line(
-                &mut out,
-                format_args!("ztunnel_ebpf_passed_messages_total{{reason=\"{reason}\"}} {count}"),
-            );
-        }
-        out
     }
 
     /// 15000.
@@ -151,7 +95,11 @@ impl Doors {
         match (request.method(), request.uri().path()) {
             (_, "/") => page::answer(),
             (_, "/help") => text(StatusCode::OK, HELP),
-            (_, "/config_dump") => http::json(&dump::config_dump(&self)),
+            (_, "/config_dump") => dump::config_dump(self),
+            (method, "/logging") => logging::answer(method, &query(&request)),
+            (_, "/debug/pprof/profile") => profiles::cpu(&query(&request)).await,
+            (_, "/debug/pprof/heap") => profiles::heap(),
+            (_, "/debug/pprof/heap/profiling") => profiles::switch(&query(&request)),
             (_, "/status") => shown(move || status::status(&self)),
             (_, "/connections") => match Wanted::parse(&query(&request)) {
                 Ok(wanted) => shown(move || connections::answer(&self, &wanted)),

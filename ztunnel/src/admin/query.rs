@@ -17,6 +17,11 @@ impl Query {
         found.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     }
 
+    /// Whether there is a value of this name, be it empty.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(known, _)| known == name)
+    }
+
     /// Names that are none of these.
     pub fn unknown<'q>(&'q self, known: &'q [&str]) -> impl Iterator<Item = &'q str> {
         self.0.iter().map(|(name, _)| name.as_str()).filter(|name| !known.contains(name))
@@ -33,6 +38,7 @@ mod tests {
         assert_eq!((query.get("pod"), query.get("peer")), (Some("shop/web"), Some("a b")));
         assert_eq!((query.get("empty"), query.get("flag"), query.get("none")), (None, None, None));
         assert_eq!(query.get("bad"), Some("\u{fffd}"));
+        assert_eq!((query.has("flag"), query.has("none")), (true, false));
         assert_eq!(query.unknown(&["pod", "peer", "empty", "bad"]).collect::<Vec<_>>(), ["flag"]);
     }
 }

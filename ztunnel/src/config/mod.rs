@@ -4,7 +4,8 @@
 //! * [`mod@env`]: the environment. * [`proxy_config`]: Istio's mesh configuration.
 //! * [`mod@dns`]: the DNS proxy.
 //! * [`mode`], [`threads`]: whom we serve, and with how many threads.
-//! * [`control_plane`], [`ca`], [`xds`]: the servers of the control plane.
+//! * [`control_plane`], [`ca`], [`xds`]: the servers of the control plane. [`telemetry`]: what is reported.
+//! * [`settings`]: all of them, for the reference.
 
 pub mod ca;
 pub mod control_plane;
@@ -12,6 +13,8 @@ pub mod dns;
 pub mod env;
 pub mod mode;
 pub mod proxy_config;
+pub mod settings;
+pub mod telemetry;
 mod threads;
 pub mod xds;
 
@@ -32,6 +35,7 @@ use env::{Env, boolean, duration, number, parsed};
 pub use mode::ProxyMode;
 use mode::WorkloadInfo;
 use proxy_config::ProxyConfig;
+use telemetry::TelemetryConfig;
 use xds::XdsConfig;
 
 /// All settings.
@@ -71,6 +75,8 @@ pub struct Config {
     pub workers: usize,
     /// `AUTHZ_POLICY_INFO_LOGGING`: what policies decide is logged at level info, not debug.
     pub log_policies: bool,
+    /// Metrics and access log.
+    pub telemetry: TelemetryConfig,
     /// `AUTHZ_UNKNOWN_POLICY`: what a policy means that a pod names and that has not arrived.
     pub unknown_policies: Unknown,
     /// How long connections may go on after a stop was asked for.
@@ -205,6 +211,7 @@ impl Config {
             inpod_uds: path(env, "INPOD_UDS", "/var/run/ztunnel/ztunnel.sock"),
             workers: threads::read(env, &proxy)?,
             log_policies: parsed(env, "AUTHZ_POLICY_INFO_LOGGING", false, boolean)?,
+            telemetry: telemetry::read(env)?,
             unknown_policies: parsed(env, "AUTHZ_UNKNOWN_POLICY", Unknown::Skip, unknown_policies)?,
             drain_deadline: drain_deadline(env)?,
             fastpath: fastpath_config(env)?,
@@ -397,6 +404,10 @@ mod tests {
             ("EBPF_MAX_CONNECTIONS", "1048577"),
             ("EBPF_MAX_CONNECTIONS", "many"),
             ("EBPF_DEBUG", "yes"),
+            ("METRICS_LABELS", "reporter,port"),
+            ("METRICS_MAX_SERIES", "0"),
+            ("METRICS_IDLE_TIMEOUT", "soon"),
+            ("ACCESS_LOG_OPENED", "1"),
             ("ZTUNNEL_WORKER_THREADS", "101%"),
             ("IPV6_ENABLED", "1"),
             ("CONNECTION_TERMINATION_DEADLINE", "soon"),

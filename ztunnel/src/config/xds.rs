@@ -103,6 +103,27 @@ fn json(value: serde_json::Value) -> Value {
     Value { kind: Some(kind) }
 }
 
+impl XdsConfig {
+    /// The node's metadata as JSON. istiod gets it, and `config_dump` shows it: it is no place for secrets.
+    pub fn metadata(&self) -> serde_json::Map<String, serde_json::Value> {
+        let fields = self.node.metadata.iter().flat_map(|metadata| &metadata.fields);
+        fields.map(|(key, value)| (key.clone(), shown(value))).collect()
+    }
+}
+
+fn shown(value: &Value) -> serde_json::Value {
+    match &value.kind {
+        None | Some(Kind::NullValue(_)) => serde_json::Value::Null,
+        Some(Kind::BoolValue(flag)) => (*flag).into(),
+        Some(Kind::NumberValue(number)) => (*number).into(),
+        Some(Kind::StringValue(text)) => text.clone().into(),
+        Some(Kind::ListValue(list)) => list.values.iter().map(shown).collect(),
+        Some(Kind::StructValue(object)) => {
+            object.fields.iter().map(|(key, value)| (key.clone(), shown(value))).collect()
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

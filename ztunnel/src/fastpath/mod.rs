@@ -34,7 +34,7 @@ use ztunnel_core::fastpath::{Eligibility, KernelFitness, Level, Mode, Pattern, R
 use crate::sys::memory;
 use loader::Kernel;
 pub use pair::{Path, Place};
-pub use status::{Check, ModeStatus, Status, Traffic};
+pub use status::{Check, MapFill, ModeStatus, Status, Traffic};
 pub use valve::Valve;
 
 /// What the operator asked for.
@@ -156,6 +156,26 @@ impl FastPath {
             self_test: inner.checks.clone(),
             fastpath: inner.kernel.as_ref().map(Traffic::read).unwrap_or_default(),
         }
+    }
+
+    /// How full the maps are, those that can be full: pods and pairs. Takes a walk over all pairs.
+    pub fn maps(&self) -> Vec<MapFill> {
+        let inner = &*self.0;
+        let Some(kernel) = &inner.kernel else { return Vec::new() };
+        let pods = inner.state.lock().pods.len();
+        let pods = MapFill { name: "pods", entries: pods, max_entries: maps::PODS_ENTRIES };
+        let max_entries = inner.config.max_connections as usize;
+        let pairs = kernel.conns.count().map(|entries| MapFill { name: "connections", entries, max_entries });
+        // Kernels before 5.6 cannot be asked.
+        std::iter::once(pods).chain(pairs).collect()
+    }
+
+    /// Steps of loading and testing that failed at start, if the fast path was asked for.
+    pub fn load_errors(&self) -> usize {
+        let inner = &*self.0;
+        let failed = inner.checks.iter().filter(|check| !check.ok).count();
+        let not_loaded = inner.kernel.is_none() && inner.config.mode != Mode::Off;
+        failed.max(usize::from(not_loaded))
     }
 
     /// A pod was added: decides its level and tells the programs.

@@ -88,6 +88,17 @@ impl Traffic {
     }
 }
 
+/// How full a map is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct MapFill {
+    /// Which.
+    pub name: &'static str,
+    /// Its entries.
+    pub entries: usize,
+    /// The most it takes.
+    pub max_entries: usize,
+}
+
 /// The checks that did not hold, in words.
 pub(super) fn failures(checks: &[Check]) -> String {
     let failed: Vec<String> = checks

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 use ztunnel_core::zds::{
     Action, Actions, ConnectBackoff, Netns as PodNetns, NetnsId, Packet, ProtocolError, Session, Start,
-    StartError, Ticket, encode_hello,
+    StartError, Ticket, Uid, encode_hello,
 };
 
 use crate::sys::netns;
@@ -197,6 +197,8 @@ impl Agent {
 
     fn publish(&self) {
         self.ready.send_replace(self.session.is_ready());
-        self.pods.pending(self.session.pending().count());
+        self.pods.pending(
+            self.session.pending_pods().map(|(uid, info)| (Uid::clone(uid), info.clone())).collect(),
+        );
     }
 }

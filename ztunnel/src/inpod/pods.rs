@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 use ztunnel_core::addr::{INBOUND_HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT};
@@ -42,6 +43,7 @@ struct Inner {
     workers: Workers,
     gauges: PodGauges,
     served: Mutex<BTreeMap<Uid, Served>>,
+    pending: Mutex<BTreeMap<Uid, PodInfo>>,
     /// Our own listener: no pod of the node agent's, and none that anybody counts.
     own: Mutex<Option<watch::Sender<Phase>>>,
     /// The sender is cloned into every worker's task of every pod: when all clones are gone, everything has ended.
@@ -60,8 +62,8 @@ impl Pods {
     /// No pods yet.
     pub fn new(shared: Arc<Shared>, workers: Workers, gauges: PodGauges) -> Self {
         let alive = Mutex::new(Some(mpsc::channel(1)));
-        let (served, own) = Default::default();
-        Self(Arc::new(Inner { shared, workers, gauges, served, own, alive }))
+        let (served, pending, own) = Default::default();
+        Self(Arc::new(Inner { shared, workers, gauges, served, pending, own, alive }))
     }
 
     /// Starts the proxy of one pod: its listeners are bound when this returns.
@@ -199,9 +201,15 @@ impl Pods {
         self.0.gauges.stopped();
     }
 
-    /// How many pods could not be started yet.
-    pub fn pending(&self, count: usize) {
-        self.0.gauges.pending(count);
+    /// The pods that could not be started yet.
+    pub fn pending(&self, pods: BTreeMap<Uid, PodInfo>) {
+        self.0.gauges.pending(pods.len());
+        *self.0.pending.lock() = pods;
+    }
+
+    /// The same, as last told.
+    pub fn all_pending(&self) -> BTreeMap<Uid, PodInfo> {
+        self.0.pending.lock().clone()
     }
 
     /// Stops accepting everywhere, and lets open connections finish. Returns when all have, or were cut at `deadline`.
@@ -230,6 +238,11 @@ impl Pods {
         }
         // The cut takes no longer than dropping sockets does.
         drop(tokio::time::timeout(CUT_TIMEOUT, ended.recv()).await);
+    }
+
+    /// The runtimes that carry their traffic.
+    pub fn runtimes(&self) -> &[Handle] {
+        self.0.workers.runtimes()
     }
 
     /// Connections, streams and tunnels that are open.

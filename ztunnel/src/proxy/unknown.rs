@@ -12,7 +12,6 @@ use ztunnel_core::Name;
 use ztunnel_core::authz::{Because, News, Verdict};
 
 use crate::mesh::LocalPod;
-use crate::telemetry::metrics;
 
 /// What is known of the unknown.
 #[derive(Debug, Default)]
@@ -55,18 +54,5 @@ impl UnknownPolicies {
     /// The counts so far.
     pub fn counts(&self) -> Counts {
         Counts { skipped: self.skipped.load(Ordering::Relaxed), denied: self.denied.load(Ordering::Relaxed) }
-    }
-
-    /// The counts as metrics.
-    pub fn expose(&self) -> String {
-        let mut text = String::new();
-        let name = "ztunnel_authz_unknown_policy_connections";
-        let help = "Inbound connections that were judged without a policy that their pod names.";
-        metrics::family(&mut text, name, "counter", help);
-        let Counts { skipped, denied } = self.counts();
-        for (action, count) in [("skipped", skipped), ("denied", denied)] {
-            metrics::line(&mut text, format_args!("{name}_total{{action=\"{action}\"}} {count}"));
-        }
-        text
     }
 }

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use ztunnel_common::Plain;
 
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
+const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
 const MAP_DELETE_ELEM: libc::c_long = 3;
 const ANY: u64 = 0;
@@ -77,6 +78,22 @@ struct ElementAttr {
     flags: u64,
 }
 
+/// Keys that are read at once; more than the longest chain of a map that is not under attack.
+const BATCH: u32 = 512;
+
+/// `union bpf_attr` for `BPF_MAP_LOOKUP_BATCH`, see `linux/bpf.h`.
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
 /// A map with its key and value types.
 #[derive(Debug)]
 pub struct Map<K, V> {
@@ -130,6 +147,40 @@ impl<K: Plain, V: Plain> Map<K, V> {
         let status =
             unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attr, size_of::<ElementAttr>()) };
         if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+impl<K: Plain, V: Plain> Map<K, V> {
+    /// How many entries a hash map has: reads them in batches, since the kernel does not keep count.
+    pub fn count(&self) -> io::Result<usize> {
+        let (mut keys, mut values) =
+            (Vec::<K>::with_capacity(BATCH as usize), Vec::<V>::with_capacity(BATCH as usize));
+        let (mut cursor, mut begun, mut total) = (0_u64, false, 0);
+        loop {
+            let mut attr = BatchAttr {
+                in_batch: if begun { (&raw const cursor).addr() as u64 } else { 0 },
+                out_batch: (&raw mut cursor).addr() as u64,
+                keys: keys.as_mut_ptr().addr() as u64,
+                values: values.as_mut_ptr().addr() as u64,
+                count: BATCH,
+                map_fd: self.fd.as_raw_fd().cast_unsigned(),
+                elem_flags: 0,
+                flags: 0,
+            };
+            // SAFETY: the buffers take `count` keys and values of the map's sizes, the cursor any position of a hash map.
+            let status = unsafe {
+                libc::syscall(libc::SYS_bpf, MAP_LOOKUP_BATCH, &raw mut attr, size_of::<BatchAttr>())
+            };
+            match (status, io::Error::last_os_error()) {
+                (0, _) => total += attr.count as usize,
+                // That was the last batch.
+                (_, error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                    return Ok(total + attr.count as usize);
+                }
+                (_, error) => return Err(error),
+            }
+            begun = true;
+        }
     }
 }
 

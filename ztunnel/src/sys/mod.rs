@@ -5,6 +5,7 @@
 //! * [`netns`]: run code inside another network namespace.
 //! * [`seqpacket`]: the node agent's socket, with file descriptors in flight.
 //! * [`memory`]: the allocator. * [`priority`]: the scheduler. * [`timer`]: short sleeps. * [`sock_diag`]: the kernel's socket tables.
+//! * [`cpu_profile`], [`heap_profile`]: samples of what this process does, and of what it keeps.
 //! * [`bpf`]: what the fast path asks of the kernel beside `aya`.
 #![expect(
     unsafe_code,
@@ -12,6 +13,8 @@
 )]
 
 pub mod bpf;
+pub mod cpu_profile;
+pub mod heap_profile;
 pub mod memory;
 pub mod netns;
 pub mod priority;

@@ -15,7 +15,7 @@ use ztunnel_core::report::{AccessEntry, Cut, Event, Facts, Labels, Outcome, Repo
 
 use super::live::{Entry, Shard};
 use super::log;
-use super::metrics::Traffic;
+use super::metrics::series::Counted;
 use crate::fastpath::{Path, Place};
 use crate::proxy::relay::Meter;
 
@@ -90,6 +90,7 @@ impl Ends {
     fn entry(&self) -> AccessEntry<'_> {
         let mut entry = AccessEntry::opened(&self.facts(), self.source_addr, self.destination_addr);
         entry.hbone_addr = self.authority.as_ref();
+        entry.opening = log::opening();
         entry
     }
 }
@@ -99,8 +100,7 @@ impl Ends {
 pub struct Connection {
     shard: Arc<Shard>,
     entry: Arc<Entry>,
-    labels: Labels,
-    traffic: Arc<Traffic>,
+    counted: Counted,
     path: RefCell<Option<Path>>,
     finished: Cell<bool>,
 }
@@ -108,14 +108,13 @@ pub struct Connection {
 impl Connection {
     /// Counts, registers and logs that the connection opened.
     pub fn open(shard: &Arc<Shard>, ends: Ends, start: Instant) -> Self {
-        let labels = Labels::new(&ends.facts());
-        let traffic = shard.metrics.opened(&labels);
+        let about = [ends.source.as_ref(), ends.destination.as_ref()];
+        let counted = shard.metrics.opened(Labels::new(&ends.facts()), about);
         log::access(&ends.entry());
         Self {
             shard: Arc::clone(shard),
             entry: shard.enter(ends, start),
-            labels,
-            traffic,
+            counted,
             path: RefCell::new(None),
             finished: Cell::new(false),
         }
@@ -137,7 +136,7 @@ impl Connection {
         if self.finished.replace(true) {
             return;
         }
-        self.shard.metrics.closed(&self.labels, outcome.flag());
+        self.counted.close(outcome.flag());
         self.shard.leave(&self.entry);
         let Entry { ends, start, .. } = &*self.entry;
         self.shard.refusals.late(&self.shard.pod, ends, outcome);
@@ -160,12 +159,12 @@ impl Connection {
 impl Meter for Connection {
     fn sent(&self, bytes: usize) {
         self.shard.up(&self.entry, bytes);
-        self.traffic.received(bytes);
+        self.counted.series().received(bytes);
     }
 
     fn received(&self, bytes: usize) {
         self.shard.down(&self.entry, bytes);
-        self.traffic.sent(bytes);
+        self.counted.series().sent(bytes);
     }
 }
 

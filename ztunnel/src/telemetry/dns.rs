@@ -2,15 +2,16 @@
 //! The DNS proxy's counters. Source: data-plane contract, section 5.5.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use ztunnel_core::Name;
 use ztunnel_core::mesh::Workload;
-use ztunnel_core::report::labels::escape;
+use ztunnel_core::report::families;
 
-use super::metrics::{family, line};
+use super::metrics::exposition::{Exposition, Histogram};
 
 /// Upper bounds of the histogram, in seconds.
 const BUCKETS: [(f64, &str); 6] =
@@ -57,16 +58,11 @@ impl Labels {
         }
     }
 
-    fn render(&self) -> String {
-        let text = |name: &Option<Name>| escape(name.as_deref().unwrap_or("unknown")).into_owned();
-        format!(
-            "request_query_type=\"{}\",request_protocol=\"{}\",source_canonical_service=\"{}\",\
-             source_canonical_revision=\"{}\"",
-            self.kind,
-            self.transport.as_str(),
-            text(&self.service),
-            text(&self.revision),
-        )
+    fn values(&self) -> [&str; 4] {
+        fn name(name: &Option<Name>) -> &str {
+            name.as_deref().unwrap_or("unknown")
+        }
+        [self.kind, self.transport.as_str(), name(&self.service), name(&self.revision)]
     }
 }
 
@@ -107,53 +103,26 @@ impl DnsMetrics {
     }
 
     /// Writes every family that has samples.
-    pub fn expose(&self, text: &mut String) {
-        let all: Vec<(String, Counts)> =
-            self.0.lock().iter().map(|(labels, counts)| (labels.render(), *counts)).collect();
+    ///
+    /// # Errors
+    /// The reader is gone.
+    pub fn expose(&self, out: &mut Exposition<impl Write>) -> io::Result<()> {
+        let all = self.0.lock().clone();
         type Read = fn(&Counts) -> u64;
-        let families: [(&str, &str, Read); 3] = [
-            ("istio_dns_requests", "Total number of DNS requests (unstable).", |c| c.requests),
-            (
-                "istio_dns_upstream_requests",
-                "Total number of DNS requests forwarded to upstream (unstable).",
-                |c| c.forwarded,
-            ),
-            (
-                "istio_dns_upstream_failures",
-                "Total number of DNS requests forwarded to upstream that failed (unstable).",
-                |c| c.failed,
-            ),
+        let families: [(_, Read); 3] = [
+            (&families::DNS_REQUESTS, |counts| counts.requests),
+            (&families::DNS_FORWARDED, |counts| counts.forwarded),
+            (&families::DNS_FAILED, |counts| counts.failed),
         ];
-        for (name, help, read) in families {
-            let mut samples = all.iter().filter(|(_, counts)| read(counts) > 0).peekable();
-            if samples.peek().is_some() {
-                family(text, name, "counter", help);
-            }
-            for (labels, counts) in samples {
-                line(text, format_args!("{name}_total{{{labels}}} {}", read(counts)));
-            }
+        for (family, read) in families {
+            let samples = all.iter().map(|(labels, counts)| (labels.values(), read(counts)));
+            out.named(family, samples.filter(|(_, count)| *count > 0))?;
         }
-        expose_durations(text, &all);
-    }
-}
-
-fn expose_durations(text: &mut String, all: &[(String, Counts)]) {
-    let name = "istio_dns_upstream_request_duration_seconds";
-    let mut samples = all.iter().filter(|(_, counts)| counts.answered > 0).peekable();
-    if samples.peek().is_none() {
-        return;
-    }
-    family(text, name, "histogram", "Total time in seconds to forward a request to upstream (unstable).");
-    line(text, format_args!("# UNIT {name} seconds"));
-    for (labels, counts) in samples {
-        line(text, format_args!("{name}_sum{{{labels}}} {}", counts.seconds));
-        line(text, format_args!("{name}_count{{{labels}}} {}", counts.answered));
-        let mut below = 0;
-        for ((_, bound), count) in BUCKETS.iter().zip(counts.buckets) {
-            below += count;
-            line(text, format_args!("{name}_bucket{{le=\"{bound}\",{labels}}} {below}"));
-        }
-        line(text, format_args!("{name}_bucket{{le=\"+Inf\",{labels}}} {}", counts.answered));
+        let durations = all.iter().filter(|(_, counts)| counts.answered > 0).map(|(labels, counts)| {
+            let buckets = BUCKETS.map(|(_, bound)| bound).into_iter().zip(counts.buckets).collect();
+            (labels.values(), Histogram { buckets, sum: counts.seconds, count: counts.answered })
+        });
+        out.histogram(&families::DNS_DURATION, durations)
     }
 }
 
@@ -170,8 +139,9 @@ mod tests {
         metrics.requested(labels("srv"));
         metrics.forwarded(labels("srv"), Duration::from_millis(20), true);
         metrics.forwarded(labels("srv"), Duration::from_secs(9), false);
-        let mut text = String::new();
-        metrics.expose(&mut text);
+        let mut out = Exposition::new(Vec::new());
+        metrics.expose(&mut out).unwrap();
+        let text = String::from_utf8(out.end().unwrap()).unwrap();
         let rest = "request_protocol=\"udp\",source_canonical_service=\"unknown\",source_canonical_revision=\"unknown\"";
         for expected in [
             format!("istio_dns_requests_total{{request_query_type=\"a\",{rest}}} 2\n"),

@@ -2,23 +2,30 @@
 //! The log: one line per event on standard output, `time level target message fields`, separated by tabs, or JSON.
 //!
 //! Lines go through a bounded queue to one writing thread, so that a slow reader of our output slows the node down
-//! rather than fill its memory. Source: data-plane contract, section 6.6.
+//! rather than fill its memory. Which lines are wanted can be changed at run time ([`change`]); a line that is not
+//! wanted costs a comparison, as `tracing` remembers the answer at each call site until it changes.
+//! Source: data-plane contract, section 6.6.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::Mutex;
 use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Metadata, Subscriber};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Level, Metadata, Subscriber, warn};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer};
+use tracing_subscriber::{Layer, Registry, reload};
 use ztunnel_core::report::AccessEntry;
 use ztunnel_core::report::access::{LogLevel, Timestamp};
+use ztunnel_core::report::levels::{Levels, LevelsError, Verbosity};
 
 use crate::config::env::Env;
 
@@ -32,6 +39,17 @@ const GATHER: Duration = Duration::from_millis(2);
 const SILENCE: Duration = Duration::from_millis(10);
 
 static SINK: OnceLock<Sink> = OnceLock::new();
+static CONTROL: OnceLock<Control> = OnceLock::new();
+/// A connection that opens is worth a line at level info.
+static LOG_OPENED: AtomicBool = AtomicBool::new(false);
+
+/// Which lines are wanted.
+struct Control {
+    /// As at start.
+    start: Levels,
+    now: Mutex<Levels>,
+    filter: reload::Handle<Targets, Registry>,
+}
 
 #[derive(Debug)]
 struct Sink {
@@ -53,10 +71,70 @@ pub fn init(env: &impl Env) {
     if writer.is_err() || SINK.set(Sink { lines, json }).is_err() {
         return;
     }
-    let filter = env.get("RUST_LOG").unwrap_or_else(|| "info".into());
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let (start, ignored) = Levels::from_variable(&env.get("RUST_LOG").unwrap_or_default());
+    let (filter, handle) = reload::Layer::new(targets(&start));
     // A second start in one process keeps the first log: only tests do that.
-    drop(tracing_subscriber::registry().with(Lines.with_filter(filter)).try_init());
+    if tracing_subscriber::registry().with(Lines.with_filter(filter)).try_init().is_ok() {
+        let now = Mutex::new(start.clone());
+        CONTROL.get_or_init(|| Control { start, now, filter: handle });
+    }
+    for error in ignored {
+        warn!("a part of RUST_LOG is ignored: {error}");
+    }
+}
+
+fn targets(levels: &Levels) -> Targets {
+    let filter = |level| match level {
+        Verbosity::Off => LevelFilter::OFF,
+        Verbosity::Error => LevelFilter::ERROR,
+        Verbosity::Warn => LevelFilter::WARN,
+        Verbosity::Info => LevelFilter::INFO,
+        Verbosity::Debug => LevelFilter::DEBUG,
+        Verbosity::Trace => LevelFilter::TRACE,
+    };
+    let named = levels.targets().map(|(target, level)| (target.to_owned(), filter(level)));
+    Targets::new().with_targets(named).with_default(filter(levels.default_level()))
+}
+
+/// Changes which lines are wanted: from what they are now or, with `from`, from what they were at start. Gives what
+/// holds then.
+///
+/// # Errors
+/// `spec` cannot be understood; nothing is changed.
+pub fn change(from: From, spec: &str) -> Result<String, LevelsError> {
+    let Some(control) = CONTROL.get() else {
+        return Levels::default().with(spec).map(|levels| levels.to_string());
+    };
+    let mut now = control.now.lock();
+    let changed = match from {
+        From::Now => now.with(spec)?,
+        From::Start => control.start.with(spec)?,
+    };
+    if changed != *now {
+        // Only fails when the log is gone, and with it everything that could be filtered.
+        drop(control.filter.reload(targets(&changed)));
+        *now = changed;
+    }
+    Ok(now.to_string())
+}
+
+/// What a change of levels begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// The levels as they are.
+    Now,
+    /// The levels as they were at start.
+    Start,
+}
+
+/// From now on a connection that opens is logged at level info.
+pub fn log_opened() {
+    LOG_OPENED.store(true, Ordering::Relaxed);
+}
+
+/// How much it matters that a connection opens.
+pub fn opening() -> LogLevel {
+    if LOG_OPENED.load(Ordering::Relaxed) { LogLevel::Info } else { LogLevel::Debug }
 }
 
 /// Waits until everything logged so far is written, but not for ever.

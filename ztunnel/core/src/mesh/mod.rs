@@ -33,7 +33,7 @@ pub use self::policy::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccoun
 pub use self::ports::PortMap;
 pub use self::service::{
     CidrVip, Endpoint, HealthPolicy, IpFamilies, LoadBalancer, LoadBalancerMode, LocalityScope, Service,
-    Visibility, WeightedWaypoint,
+    StagedEndpoints, Visibility, WeightedWaypoint,
 };
 pub use self::workload::{
     ApplicationProtocol, ApplicationTunnel, GatewayAddress, GatewayDestination, Health, Locality, Membership,
@@ -154,6 +154,8 @@ pub struct Everything {
     pub services: Vec<Arc<Service>>,
     /// All policies.
     pub policies: Vec<Arc<Policy>>,
+    /// The endpoints whose service is not known, by service.
+    pub staged: BTreeMap<ServiceKey, StagedEndpoints>,
 }
 
 /// Dumps, each in a stable order but for the first.
@@ -165,6 +167,11 @@ impl Mesh {
             workloads: self.workloads.all().map(Arc::clone).collect(),
             services: self.services.all().map(Arc::clone).collect(),
             policies: self.policies.iter().map(|(_, policy)| Arc::clone(policy)).collect(),
+            staged: self
+                .staged()
+                .into_iter()
+                .map(|(key, endpoints)| (key.clone(), StagedEndpoints(endpoints.clone())))
+                .collect(),
         }
     }
 

@@ -197,6 +197,10 @@ impl Service {
     }
 }
 
+/// The endpoints of a service that is not known, by workload uid; serializes as those of a service do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct StagedEndpoints(#[serde(serialize_with = "dump_endpoints")] pub BTreeMap<Name, Endpoint>);
+
 /// Endpoints in the shape of the `config_dump`, where each one repeats its key.
 fn dump_endpoints<S: Serializer>(all: &BTreeMap<Name, Endpoint>, serializer: S) -> Result<S::Ok, S::Error> {
     #[derive(Serialize)]

@@ -18,6 +18,29 @@ use crate::mesh::Workload;
 /// The log target, which `RUST_LOG` and `/logging` know.
 pub const TARGET: &str = "access";
 
+/// Every field in the order of the line, and what it says. What is not known is left out.
+pub const FIELDS: [(&str, &str); 19] = [
+    ("src.addr", "the client's address and port"),
+    ("src.workload", "the client's pod, or its canonical service"),
+    ("src.namespace", "its namespace"),
+    ("src.identity", "its SPIFFE identity, where mutual TLS proved it"),
+    ("src.cluster", "its cluster"),
+    ("dst.addr", "outbound the next hop; inbound our own HBONE end; in plain TCP the original destination"),
+    ("dst.hbone_addr", "the `:authority` of the CONNECT request, for HBONE"),
+    ("dst.service", "the host name of the service that the client addressed"),
+    ("dst.workload", "the server's pod, or its canonical service"),
+    ("dst.namespace", "its namespace"),
+    ("dst.identity", "its SPIFFE identity, for mutual TLS"),
+    ("dst.cluster", "its cluster"),
+    ("direction", "`outbound` or `inbound`, as seen from the pod"),
+    ("bytes_sent", "bytes that the pod sent, fast path included"),
+    ("bytes_recv", "bytes that the pod was sent, fast path included"),
+    ("duration", "from accept to the end, in whole milliseconds with `ms` behind"),
+    ("error", "what went wrong; a denial names the policy"),
+    ("path", "only here: `ebpf` if messages of the local hop took the fast path, else `tcp`"),
+    ("path.reason", "only here: why it is `tcp`"),
+];
+
 /// What the line is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
@@ -155,6 +178,8 @@ pub struct AccessEntry<'a> {
     pub error: Option<&'a str>,
     /// Which way the bytes took.
     pub path: Option<Datapath<'a>>,
+    /// How much it matters that a connection opens.
+    pub opening: LogLevel,
 }
 
 /// One field's value, with the encoding it needs.
@@ -184,6 +209,7 @@ impl<'a> AccessEntry<'a> {
             duration: None,
             error: Some(error),
             path: None,
+            opening: LogLevel::Debug,
         }
     }
 
@@ -208,7 +234,7 @@ impl<'a> AccessEntry<'a> {
     /// How much the line matters.
     pub fn level(&self) -> LogLevel {
         match (self.event, self.error) {
-            (Event::Opened, _) => LogLevel::Debug,
+            (Event::Opened, _) => self.opening,
             (Event::Failed, _) => LogLevel::Warn,
             (Event::Complete, None) => LogLevel::Info,
             (Event::Complete, Some(_)) => LogLevel::Error,

@@ -5,6 +5,8 @@
 //! exposition passes them through [`escape`].
 
 use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
 
 use super::Flag;
 use crate::Name;
@@ -13,6 +15,104 @@ use crate::identity::Identity;
 use crate::mesh::{Service, Workload};
 
 const UNKNOWN: &str = "unknown";
+/// The far workload of connections that are not told apart any more.
+const OVERFLOW: &str = "overflow";
+
+/// Every label, in the order of the contract.
+pub const NAMES: [&str; 27] = [
+    "reporter",
+    "source_workload",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+    "destination_service",
+    "destination_service_namespace",
+    "destination_service_name",
+    "destination_workload",
+    "destination_canonical_service",
+    "destination_canonical_revision",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_app",
+    "destination_version",
+    "destination_cluster",
+    "request_protocol",
+    "response_flags",
+    "connection_security_policy",
+    "source_region",
+    "source_zone",
+    "destination_region",
+    "destination_zone",
+];
+
+/// Places in [`NAMES`]: the first label of each group.
+mod place {
+    pub(super) const REPORTER: usize = 0;
+    pub(super) const SOURCE: usize = 1;
+    pub(super) const SERVICE: usize = 9;
+    pub(super) const DESTINATION: usize = 12;
+    pub(super) const FLAGS: usize = 21;
+    pub(super) const SECURITY: usize = 22;
+    pub(super) const SOURCE_LOCALITY: usize = 23;
+    pub(super) const DESTINATION_LOCALITY: usize = 25;
+}
+
+/// The labels that the operator wants. The others are left out, and connections that differ only in them are
+/// counted together. `reporter` and `response_flags` are always there: without them sums would count twice.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct LabelFilter(u32);
+
+impl LabelFilter {
+    /// Every label.
+    pub const ALL: Self = Self((1 << NAMES.len()) - 1);
+
+    fn keeps(self, place: usize) -> bool {
+        self.0 >> place & 1 == 1
+    }
+}
+
+impl Default for LabelFilter {
+    fn default() -> Self {
+        Self::ALL
+    }
+}
+
+impl fmt::Debug for LabelFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set()
+            .entries((0..NAMES.len()).filter(|place| self.keeps(*place)).map(|place| NAMES[place]))
+            .finish()
+    }
+}
+
+/// A text that is not a list of labels.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no label `{0}`; expected a list, separated by commas, of {all}", all = NAMES.join(", "))]
+pub struct LabelFilterError(pub String);
+
+impl FromStr for LabelFilter {
+    type Err = LabelFilterError;
+
+    /// Names separated by commas; nothing is every label.
+    fn from_str(text: &str) -> Result<Self, LabelFilterError> {
+        let mut kept = 1 << place::REPORTER | 1 << place::FLAGS;
+        let mut names = text.split(',').map(str::trim).filter(|name| !name.is_empty()).peekable();
+        if names.peek().is_none() {
+            return Ok(Self::ALL);
+        }
+        for name in names {
+            match NAMES.iter().position(|known| *known == name) {
+                Some(place) => kept |= 1 << place,
+                None => return Err(LabelFilterError(name.to_owned())),
+            }
+        }
+        Ok(Self(kept))
+    }
+}
 
 /// Which side of a connection reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -163,6 +263,57 @@ impl Labels {
         Self { flag, ..self.clone() }
     }
 
+    /// Without what `filter` leaves out, so that connections that differ only in it are equal.
+    #[must_use]
+    pub fn only(mut self, filter: LabelFilter) -> Self {
+        if filter == LabelFilter::ALL {
+            return self;
+        }
+        self.source.only(filter, place::SOURCE, place::SOURCE_LOCALITY);
+        self.destination.only(filter, place::DESTINATION, place::DESTINATION_LOCALITY);
+        let services = [&mut self.service, &mut self.service_namespace, &mut self.service_name];
+        for (offset, name) in services.into_iter().enumerate() {
+            name.take_if(|_| !filter.keeps(place::SERVICE + offset));
+        }
+        if !filter.keeps(place::SECURITY) {
+            self.security = Security::Unknown;
+        }
+        self.locality &= (place::SOURCE_LOCALITY..NAMES.len()).any(|place| filter.keeps(place));
+        self
+    }
+
+    /// The set that takes what is one too many: only our own side is told apart, whose names no peer makes up.
+    #[must_use]
+    pub fn overflow(&self) -> Self {
+        let far = || Side { workload: Some(OVERFLOW.into()), ..Side::default() };
+        let (source, destination) = match self.reporter {
+            Reporter::Source => (self.source.clone(), far()),
+            Reporter::Destination => (far(), self.destination.clone()),
+        };
+        Self {
+            source,
+            destination,
+            service: None,
+            service_namespace: None,
+            service_name: None,
+            ..self.clone()
+        }
+    }
+
+    /// As [`overflow`](Self::overflow), for a node that has too many sets even of its own: who reports, and nothing else.
+    #[must_use]
+    pub fn overflow_of_all(&self) -> Self {
+        let every = || Side { workload: Some(OVERFLOW.into()), ..Side::default() };
+        let locality = false;
+        Self {
+            source: every(),
+            destination: every(),
+            locality,
+            security: Security::Unknown,
+            ..self.overflow()
+        }
+    }
+
     /// How the connection ended.
     pub fn flag(&self) -> Flag {
         self.flag
@@ -209,9 +360,33 @@ impl Labels {
         ];
         fixed.into_iter().chain(locality.into_iter().filter(|_| self.locality))
     }
+
+    /// As [`iter`](Self::iter), without what `filter` leaves out.
+    pub fn kept(&self, filter: LabelFilter) -> impl Iterator<Item = (&'static str, &str)> {
+        self.iter().enumerate().filter(move |(place, _)| filter.keeps(*place)).map(|(_, label)| label)
+    }
 }
 
 impl Side {
+    /// `first` and `locality` are the places of this side's labels.
+    fn only(&mut self, filter: LabelFilter, first: usize, locality: usize) {
+        let fields = [
+            (&mut self.workload, filter.keeps(first)),
+            (&mut self.canonical_service, filter.keeps(first + 1)),
+            // The revision is the version, too.
+            (&mut self.canonical_revision, filter.keeps(first + 2) || filter.keeps(first + 6)),
+            (&mut self.namespace, filter.keeps(first + 3)),
+            (&mut self.principal, filter.keeps(first + 4)),
+            (&mut self.app, filter.keeps(first + 5)),
+            (&mut self.cluster, filter.keeps(first + 7)),
+            (&mut self.region, filter.keeps(locality)),
+            (&mut self.zone, filter.keeps(locality + 1)),
+        ];
+        for (field, kept) in fields {
+            field.take_if(|_| !kept);
+        }
+    }
+
     fn of(workload: Option<&Workload>, derived: Option<&Baggage>) -> Self {
         match (workload, derived) {
             (Some(workload), _) => Self::known(workload),

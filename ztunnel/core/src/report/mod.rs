@@ -4,16 +4,18 @@
 //! [`Outcome`] is the single table from anything that can end a connection to what the peer, the metrics
 //! and the operator are told. The texts are a contract: people grep for them.
 //!
-//! Next: [`labels`] for metrics, [`access`] for the log.
+//! Next: [`labels`] and [`families`] for metrics, [`access`] for the log. [`levels`]: which lines of the log are wanted.
 
 pub mod access;
+pub mod families;
 pub mod labels;
+pub mod levels;
 
 use std::fmt;
 use std::io;
 
 pub use self::access::{AccessEntry, Datapath, Event, Party};
-pub use self::labels::{Facts, Labels, Reporter, Security};
+pub use self::labels::{Facts, LabelFilter, Labels, Reporter, Security};
 
 use crate::hbone::ConnectRefusal;
 use crate::route::Refusal;
@@ -41,6 +43,34 @@ pub enum Flag {
 }
 
 impl Flag {
+    /// Every flag, in the order of their numbers.
+    pub const ALL: [Self; 8] = [
+        Self::None,
+        Self::Deny,
+        Self::Connect,
+        Self::TlsFailure,
+        Self::H2HandshakeFailure,
+        Self::NetworkPolicy,
+        Self::IdentityError,
+        Self::CertRevoked,
+    ];
+
+    /// When it is given.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::None => "it went well, or was cut by a drain",
+            Self::Deny => "a policy forbade it, at once or later",
+            Self::Connect => {
+                "everything without a flag of its own: no connection, no handshake, no endpoint, a copy that broke"
+            }
+            Self::TlsFailure => "no TLS configuration could be made",
+            Self::H2HandshakeFailure => "HTTP/2 broke",
+            Self::NetworkPolicy => "the HBONE port did not answer: probably a NetworkPolicy",
+            Self::IdentityError => "there was no certificate for the source workload",
+            Self::CertRevoked => "the certificate of a live connection was revoked",
+        }
+    }
+
     /// The flag as a label value.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -4,7 +4,7 @@
 use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::access::{Bytes, Timestamp};
+use super::access::{Bytes, LogLevel, Timestamp};
 use super::labels::escape;
 use super::*;
 use crate::hbone::{Baggage, baggage};
@@ -185,6 +185,66 @@ destination_zone=unknown
 }
 
 #[test]
+fn names_flags_and_places_are_in_the_order_of_the_contract() {
+    let workload = workload("web");
+    let labels = Labels::new(&Facts { source: Some(&workload), ..Facts::new(Reporter::Source) });
+    assert!(labels.iter().map(|(name, _)| name).eq(labels::NAMES));
+    for (number, flag) in Flag::ALL.into_iter().enumerate() {
+        assert_eq!(flag as usize, number);
+    }
+}
+
+#[test]
+fn labels_that_are_not_wanted_tell_nothing_apart() {
+    let (front, back, service) = (workload("front"), workload("back"), service());
+    let of = |source: &Workload| {
+        let facts = Facts {
+            source: Some(source),
+            destination: Some(&back),
+            service: Some(&service),
+            security: Security::MutualTls,
+            ..Facts::new(Reporter::Source)
+        };
+        Labels::new(&facts)
+    };
+    let filter: LabelFilter = " destination_service_name,source_version ,destination_region".parse().unwrap();
+    let kept = of(&front).only(filter);
+    assert_eq!(kept, of(&back).only(filter));
+    let said: Vec<String> = kept.kept(filter).map(|(name, value)| format!("{name}={value}")).collect();
+    let expected =
+        ["reporter=source", "source_version=v1", "destination_service_name=web", "response_flags=-"];
+    assert_eq!(said[..4], expected);
+    assert_eq!(said[4..], ["destination_region=eu"]);
+
+    assert_eq!("".parse(), Ok(LabelFilter::ALL));
+    assert_eq!(of(&front).only(LabelFilter::ALL), of(&front));
+    assert_ne!(of(&front), of(&back));
+    let error = "reporter,port".parse::<LabelFilter>().unwrap_err().to_string();
+    assert!(
+        error.starts_with("there is no label `port`; expected a list") && error.contains("source_zone"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_overflows_is_told_apart_by_our_own_side_alone() {
+    let (front, back) = (workload("front"), workload("back"));
+    let of = |reporter, source, destination| {
+        let facts = Facts { source: Some(source), destination: Some(destination), ..Facts::new(reporter) };
+        print(&Labels::new(&facts).overflow())
+    };
+    let outbound = of(Reporter::Source, &front, &back);
+    assert!(outbound.contains("source_workload=front") && outbound.contains("destination_workload=overflow"));
+    assert!(outbound.contains("destination_principal=unknown"), "{outbound}");
+    let inbound = of(Reporter::Destination, &front, &back);
+    assert!(inbound.contains("source_workload=overflow") && inbound.contains("destination_workload=back"));
+    let all = |source| {
+        Labels::new(&Facts { source: Some(source), ..Facts::new(Reporter::Source) }).overflow_of_all()
+    };
+    assert_eq!(all(&front), all(&back));
+}
+
+#[test]
 fn what_is_not_known_is_unknown_and_has_no_locality() {
     let labels = Labels::new(&Facts::new(Reporter::Destination));
     let known: Vec<_> = labels.iter().filter(|(_, value)| *value != "unknown").collect();
@@ -235,6 +295,9 @@ fn a_complete_connection_is_one_line() {
     let stamp = "2023-11-14T22:13:20.000042Z";
     assert_eq!(entry.text(at()), format!("{stamp}\tdebug\taccess\tconnection opened\t{ends}"));
 
+    entry.opening = LogLevel::Info;
+    assert_eq!(entry.text(at()), format!("{stamp}\tinfo\taccess\tconnection opened\t{ends}"));
+
     entry.event = Event::Complete;
     entry.bytes = Some(Bytes { sent: 12, received: 34 });
     entry.duration = Some(Duration::from_micros(5_999));
@@ -253,6 +316,66 @@ fn a_complete_connection_is_one_line() {
     assert!(
         entry.text(at()).ends_with(r#" error="send: \"x\"\n" path=tcp path.reason=not_qualified"#),
         "{entry}"
+    );
+}
+
+#[test]
+fn the_fields_of_a_line_are_those_that_are_documented() {
+    let (source, destination, service) = (workload("front"), workload("web"), service());
+    let principal = source.identity();
+    let facts = Facts {
+        source: Some(&source),
+        destination: Some(&destination),
+        service: Some(&service),
+        source_principal: Some(&principal),
+        security: Security::MutualTls,
+        ..Facts::new(Reporter::Source)
+    };
+    let authority = "10.0.0.2:8080".parse().unwrap();
+    let mut entry =
+        AccessEntry::opened(&facts, "10.0.0.1:1".parse().unwrap(), "10.0.0.2:15008".parse().unwrap());
+    entry.event = Event::Complete;
+    entry.hbone_addr = Some(&authority);
+    entry.bytes = Some(Bytes::default());
+    entry.duration = Some(Duration::ZERO);
+    entry.error = Some("e");
+    entry.path = Some(Datapath::Tcp("mode_off"));
+    let line = entry.to_string();
+    let fields = line.split_once('\t').unwrap().1.split(' ');
+    let names: Vec<&str> = fields.map(|field| field.split_once('=').unwrap().0).collect();
+    assert_eq!(names, access::FIELDS.map(|(name, _)| name));
+}
+
+#[test]
+fn a_denied_connection_names_both_ends_and_the_policy() {
+    let (source, destination) = (workload("front"), workload("web"));
+    let principal = source.identity();
+    let facts = Facts {
+        source: Some(&source),
+        destination: Some(&destination),
+        source_principal: Some(&principal),
+        security: Security::MutualTls,
+        ..Facts::new(Reporter::Destination)
+    };
+    let authority = "10.0.0.2:8080".parse().unwrap();
+    let error = Outcome::Denied("explicitly denied by: shop/no-front".into()).to_string();
+    let mut entry =
+        AccessEntry::opened(&facts, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:15008".parse().unwrap());
+    entry.hbone_addr = Some(&authority);
+    entry.event = Event::Complete;
+    entry.bytes = Some(Bytes::default());
+    entry.duration = Some(Duration::ZERO);
+    entry.error = Some(&error);
+    assert_eq!(
+        entry.text(at()),
+        "2023-11-14T22:13:20.000042Z\terror\taccess\tconnection complete\t\
+         src.addr=10.0.0.1:4000 src.workload=\"front-7d9f\" src.namespace=\"shop\" \
+         src.identity=\"spiffe://cluster.local/ns/shop/sa/front\" src.cluster=\"c1\" \
+         dst.addr=10.0.0.2:15008 dst.hbone_addr=10.0.0.2:8080 \
+         dst.workload=\"web-7d9f\" dst.namespace=\"shop\" \
+         dst.identity=\"spiffe://cluster.local/ns/shop/sa/web\" dst.cluster=\"c1\" direction=\"inbound\" \
+         bytes_sent=0 bytes_recv=0 duration=\"0ms\" \
+         error=\"connection closed due to policy rejection: explicitly denied by: shop/no-front\""
     );
 }
 

@@ -317,6 +317,11 @@ impl<Fd: Clone> Session<Fd> {
         self.pods.iter().filter(move |(_, pod)| pends(pod)).map(|(uid, _)| uid)
     }
 
+    /// The same, with who they are.
+    pub fn pending_pods(&self) -> impl Iterator<Item = (&Uid, &PodInfo)> {
+        self.pending().filter_map(|uid| Some((uid, &self.pods.get(uid)?.info)))
+    }
+
     fn add(&mut self, uid: Uid, info: PodInfo, netns: Netns<Fd>, actions: &mut Actions<Fd>) {
         let snapshot = self.phase == Phase::Snapshot;
         if snapshot {
