@@ -25,6 +25,7 @@
 //! * [`netns`], [`cgroup`], [`launch`]: where code and programs run. [`cleanup`]: nothing stays behind.
 //! * [`traffic`]: servers and clients that know every byte. [`peer`]: a raw HBONE peer that misbehaves.
 //! * [`resolver`]: a DNS server that misbehaves when asked to.
+//! * [`envoy`]: a real Envoy in a pod, configured as Istio does.
 //! * [`browser`]: what a person sees of a page.
 //! * [`observe`]: access log, metrics and what crosses the wire. [`http`]: to ask a ztunnel.
 //! * [`prometheus`]: a real Prometheus, and what `deploy/` gives it to do.
@@ -34,6 +35,7 @@ pub mod agent;
 pub mod browser;
 pub mod cgroup;
 pub mod cleanup;
+pub mod envoy;
 pub mod http;
 pub mod istiod;
 pub mod launch;

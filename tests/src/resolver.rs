@@ -13,6 +13,7 @@
 //! | `fail` | SERVFAIL |
 //! | `long` | over UDP only that there is more, over TCP 100 addresses |
 //! | `rude` | 100 addresses over UDP, whatever the client takes |
+//! | `at` | the IPv4 address that the name begins with: `at-10.70.1.2.example` |
 //! | `spoof` | is beaten by four strangers' answers, each wrong in one thing |
 //! | anything else | an address (or, for SRV, a service), a server in authority, its address in additional |
 //!
@@ -285,16 +286,36 @@ fn respond(message: &[u8], transport: Transport) -> Vec<u8> {
             out
         }
         ("fail", _) => start(message, 0, 2),
+        ("at", _) => match named(message) {
+            Some(address) if asked_for(message) == 1 => addresses(message, &[address]),
+            _ => start(message, 0, 0),
+        },
         ("long", Transport::Udp) => start(message, 0x02, 0),
         ("long", Transport::Tcp) | ("rude", _) => addresses(message, &hundred()),
         _ => ordinary(message),
     }
 }
 
+/// The type of record, as far as it is below 256.
+fn asked_for(message: &[u8]) -> u8 {
+    message.get(question_end(message).saturating_sub(3)).copied().unwrap_or_default()
+}
+
+/// The address in the first four labels, after the first dash.
+fn named(message: &[u8]) -> Option<[u8; 4]> {
+    let mut at = 12;
+    let mut next = || {
+        let length = usize::from(*message.get(at)?);
+        let label = std::str::from_utf8(message.get(at + 1..at + 1 + length)?).ok()?;
+        at += 1 + length;
+        label.trim_start_matches("at-").parse().ok()
+    };
+    Some([next()?, next()?, next()?, next()?])
+}
+
 fn ordinary(message: &[u8]) -> Vec<u8> {
-    let kind = message.get(question_end(message).saturating_sub(3)).copied().unwrap_or_default();
     let mut out = start(message, 0, 0);
-    match kind {
+    match asked_for(message) {
         33 => record(&mut out, b"\xc0\x0c", 33, b"\x00\x0a\x00\x05\x1f\x90\x04pod0\x07example\x00"),
         28 => record(
             &mut out,

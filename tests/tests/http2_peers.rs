@@ -499,13 +499,14 @@ fn all_done(conn: &Conn, mut peer: RawPeer, stream: u32) -> Result<()> {
 fn a_server_may_be_as_odd_as_http2_allows() {
     in_every_mode(serving, |mesh| {
         let host = Host::new(mesh, "peer")?;
-        let deeds: [Deed; 8] = [
+        let deeds: [Deed; 9] = [
             ("windows that open slowly", windows_that_open_slowly),
             ("settings come late", settings_come_late),
             ("an answer in pieces", an_answer_in_pieces),
             ("an interim answer first", an_interim_answer),
             ("the answer ends the stream", the_answer_ends_the_stream),
             ("trailers end the answer", trailers_end_the_answer),
+            ("an answer that ends before the request", an_answer_before_the_end),
             ("goodbye in mid-stream", a_server_leaves_in_mid_stream),
             ("goodbye before the answer", a_server_leaves_before_the_answer),
         ];
@@ -597,6 +598,32 @@ fn trailers_end_the_answer(host: &Host<'_>) -> Result<()> {
     ensure!(conn.read_all()?.is_empty());
     conn.finish()?;
     ended(&mut peer, stream)?;
+    peer.leave()
+}
+
+/// As Envoy ends a stream whose answer is complete, whatever the client has still to say: RFC 9113, section 8.1.
+fn an_answer_before_the_end(host: &Host<'_>) -> Result<()> {
+    const ANSWER: usize = 3 << 20;
+    let (conn, mut peer, stream) = host.open(&[])?;
+    let piece = Frame::data(stream, &vec![7; 16 << 10]);
+    std::thread::scope(|scope| {
+        // The application says far more than anybody takes, and reads nothing before it has failed to.
+        let speaker = scope.spawn(|| {
+            let mut app = &conn;
+            let said = (0..1024).take_while(|_| app.write_all(&[1; 16 << 10]).is_ok()).count();
+            let mut heard = Vec::new();
+            let error = app.read_to_end(&mut heard).err();
+            (said, heard.len(), error)
+        });
+        peer.read(stream, 1)?;
+        for _ in 0..ANSWER / piece.payload.len() {
+            peer.send(std::slice::from_ref(&piece))?;
+        }
+        peer.send(&[Frame::data(stream, b"").with(END_STREAM), Frame::reset(stream, code::NO_ERROR)])?;
+        let (said, heard, error) = speaker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        ensure!(heard == ANSWER, "{heard} of {ANSWER} bytes arrived, after {said} pieces: {error:?}");
+        Ok(())
+    })?;
     peer.leave()
 }
 

@@ -70,6 +70,8 @@ fn says_what_may_change(node: &Node) -> Result<()> {
     let page = node.get(STATS, "/metrics")?.body;
     let metrics = Metrics::parse(&page);
     ensure!((metrics.sum("istio_build", &[("component", "ztunnel")]) - 1.0).abs() < 0.5, "{page}");
+    let (open, most) = (metrics.sum("process_open_fds", &[]), metrics.sum("process_max_fds", &[]));
+    ensure!(open > 0.5 && most > open, "{open} of {most} descriptors: {page}");
     for help in page.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
         let (name, text) = help.split_once(' ').context("a help text")?;
         let theirs = name.starts_with("istio_") || name.starts_with("workload_manager_");

@@ -12,6 +12,7 @@ use ztunnel_tests::istiod::{Istiod, describe};
 use ztunnel_tests::mesh::MeshBuilder;
 use ztunnel_tests::modes::in_every_mode_alone_with;
 use ztunnel_tests::node::{ADMIN, STATS};
+use ztunnel_tests::observe::Sniffer;
 use ztunnel_tests::{Mesh, Node, PodSpec, http, wait};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -93,7 +94,9 @@ fn metrics_are_scraped_over_hbone_by_whom_the_policies_let_in() {
         ensure!(listens(mesh, "n2")?, "not listening afterwards");
 
         for name in ["n1", "n2"] {
+            let sniffer = Sniffer::start(mesh.wire(), b"# HELP istio_build")?;
             let text = scrape(mesh, "prometheus", name).with_context(|| format!("ztunnel of {name}"))?;
+            ensure!(sniffer.stop().sightings.is_empty(), "{name}: metrics crossed the wire in the clear");
             ensure!(text.contains("istio_build{component=\"ztunnel\""), "{text}");
             ensure!(scrape(mesh, "nosy", name).is_err(), "{name} let in whom the policy denies");
             let prometheus = mesh.pod("prometheus").spiffe();
@@ -111,6 +114,20 @@ fn metrics_are_scraped_over_hbone_by_whom_the_policies_let_in() {
                     let denied = [("reporter", "destination"), ("response_flags", "DENY")];
                     (closed(&labels) - 1.0).abs() < 0.5 && (closed(&denied) - 1.0).abs() < 0.5
                 })
+            })?;
+            let own = SocketAddr::new(mesh.node(name).ip4(), 15008).to_string();
+            let authority = SocketAddr::new(mesh.node(name).ip4(), STATS).to_string();
+            let line = [
+                ("direction", "inbound"),
+                ("src.workload", "prometheus"),
+                ("src.identity", prometheus.as_str()),
+                ("dst.addr", own.as_str()),
+                ("dst.hbone_addr", authority.as_str()),
+                ("dst.namespace", SYSTEM),
+                ("dst.identity", "spiffe://cluster.local/ns/istio-system/sa/ztunnel"),
+            ];
+            wait::until("the scrape in the log", SOON, || {
+                mesh.node(name).access_log().iter().any(|entry| entry.is(&line))
             })?;
             // It is none of the node agent's pods.
             let status = mesh.node(name).status()?;

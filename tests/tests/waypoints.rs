@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use ztunnel_tests::mesh::MeshBuilder;
 use ztunnel_tests::observe::AccessEntry;
 use ztunnel_tests::peer::{Answer, Asked, Authority, Carry, HboneServer, Peer, connect_request};
+use ztunnel_tests::resolver::Resolver;
 use ztunnel_tests::traffic::stream::is_turned_away;
 use ztunnel_tests::traffic::{Conn, Server};
 use ztunnel_tests::{Mesh, Netns, PodSpec, in_every_mode, wait};
@@ -126,6 +127,70 @@ fn workload_waypoint_service_waypoint_and_service_waypoint_hostname_are_asked_fo
         logged(mesh, "n1", &[("error", "unknown waypoint: waypoint demo/none.demo.svc not found")])?;
         drop(server);
         ensure!(is_turned_away(client, vip, SOON), "somebody answered instead of the waypoint");
+        Ok(())
+    })
+}
+
+const DATABASE: &str = "database.demo.svc.cluster.local";
+const LOST: &str = "lost.demo.svc.cluster.local";
+
+/// The waypoint, a database outside of the mesh and somebody who is lost are known by their names alone.
+fn known_by_name() -> MeshBuilder {
+    Mesh::builder()
+        .dns(&["resolver"])
+        .pod(PodSpec::mesh("client").on("n1"))
+        .pod(PodSpec::unknown("resolver").on("n2"))
+        .pod(
+            PodSpec::mesh("waypoint")
+                .on("n2")
+                .known_as("at-$ip(waypoint).example")
+                .not_redirected()
+                .not_enrolled()
+                .service(WAYPOINT, 15008, 15008),
+        )
+        .pod(
+            PodSpec::plain("database")
+                .on("n2")
+                .known_as("at-$ip(database).example")
+                .service(DATABASE, 80, 8080),
+        )
+        .pod(PodSpec::plain("lost").on("n2").known_as("nx.example").service(LOST, 80, 8080))
+        .pod(PodSpec::mesh("server").on("n2").service(BY_NAME, 80, 8080))
+        .service_with(BY_NAME, &format!("waypoint: {{destination: demo/{WAYPOINT}, hboneMtlsPort: 15008}}"))
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn service_waypoint_workload_hostname_and_others_without_addresses_are_resolved_on_demand() -> Result<()> {
+    in_every_mode(known_by_name, |mesh| {
+        let resolver = Resolver::start(mesh.pod("resolver"))?;
+        let (server, database) = (waypoint(mesh)?, Server::echo(mesh.pod("database"), 8080)?);
+        let vip = SocketAddr::from((mesh.vip(BY_NAME), 80));
+        ask(mesh, "client", vip)?;
+        ensure!(
+            server.asked().iter().map(|asked| &asked.authority).eq([&vip.to_string()]),
+            "{:?}",
+            server.asked()
+        );
+        let hop = mesh.pod("waypoint").addr(15008).to_string();
+        logged(mesh, "n1", &[("dst.addr", &hop), ("dst.service", BY_NAME), ("dst.workload", "waypoint")])?;
+        // What is known is not asked for again, but every use counts.
+        resolver.forget();
+        for _ in 0..2 {
+            ask(mesh, "client", (mesh.vip(DATABASE), 80).into())?;
+        }
+        ensure!(database.peers().len() == 2 && resolver.received().len() == 2, "{:?}", resolver.received());
+        let plain = mesh.pod("database").addr(8080).to_string();
+        logged(mesh, "n1", &[("dst.addr", &plain), ("dst.hbone_addr", ""), ("dst.workload", "database")])?;
+        let hostname = format!("at-{}.example", mesh.pod("database").ip4());
+        let labels =
+            [("hostname", &*hostname), ("source_workload", "client"), ("source_workload_namespace", "demo")];
+        let metrics = mesh.node("n1").metrics()?;
+        ensure!((metrics.sum("istio_on_demand_dns_total", &labels) - 2.0).abs() < 0.5);
+        ensure!(metrics.named("istio_on_demand_dns_total").count() == 2, "not one series for each name");
+        ensure!(is_turned_away(mesh.pod("client"), (mesh.vip(LOST), 80).into(), SOON), "somebody answered");
+        let error = "no ip addresses were resolved for workload: cluster1//Pod/demo/lost";
+        logged(mesh, "n1", &[("error", error)])?;
         Ok(())
     })
 }

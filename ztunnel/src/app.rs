@@ -81,7 +81,7 @@ pub fn run(env: &impl Env) -> anyhow::Result<()> {
         Some(path) => Revocations::open(path).map(|(lists, follower)| (Some(lists), Some(follower)))?,
         None => (None, None),
     };
-    let (resolver, resolving) = Resolver::new(config.sockets.ipv6);
+    let (resolver, resolving) = Resolver::new(Arc::clone(&config.resolvers), config.sockets.ipv6);
     let shared = Arc::new(Shared {
         resolver,
         mesh,

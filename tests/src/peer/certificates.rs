@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Certificates of a raw peer: from the authority that the nodes share, or from one that nobody trusts.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -21,6 +21,22 @@ use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 pub struct Credentials {
     certificate: CertificateDer<'static>,
     key: Vec<u8>,
+    pem: String,
+    key_pem: String,
+}
+
+impl Credentials {
+    /// Writes `<name>.pem` and `<name>-key.pem`, for a program that wants files; gives their paths.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn write(&self, folder: &Path, name: &str) -> Result<(PathBuf, PathBuf)> {
+        let (chain, key) = (folder.join(format!("{name}.pem")), folder.join(format!("{name}-key.pem")));
+        for (path, text) in [(&chain, &self.pem), (&key, &self.key_pem)] {
+            std::fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+        }
+        Ok((chain, key))
+    }
 }
 
 /// Somebody who signs certificates.
@@ -71,7 +87,12 @@ impl Authority {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params.signed_by(&key, &self.0)?;
-        Ok(Credentials { certificate: certificate.der().clone(), key: key.serialize_der() })
+        Ok(Credentials {
+            pem: certificate.pem(),
+            certificate: certificate.der().clone(),
+            key: key.serialize_der(),
+            key_pem: key.serialize_pem(),
+        })
     }
 }
 
@@ -84,7 +105,7 @@ pub(super) fn client_config(credentials: Option<&Credentials>) -> Result<ClientC
         .with_custom_certificate_verifier(Arc::new(Believer(provider)));
     let mut config = match credentials {
         None => config.with_no_client_auth(),
-        Some(Credentials { certificate, key }) => {
+        Some(Credentials { certificate, key, .. }) => {
             let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.clone()));
             config.with_client_auth_cert(vec![certificate.clone()], key)?
         }

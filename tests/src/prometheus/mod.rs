@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A real Prometheus in a node's namespace, and what `deploy/` gives it to do.
 //!
-//! * [`promql`]: the names in an expression. [`deploy`]: dashboard and rules as data. [`families`]: what there is to ask for.
+//! * [`promql`]: the names in an expression. [`deploy`]: dashboard and rules as data.
 
 pub mod deploy;
-pub mod families;
 pub mod promql;
 
 use std::fs::{self, File};

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The DNS proxy beside other settings: without the proxy, in dedicated mode, switched off, during an update.
 
+use std::fs;
 use std::time::Duration;
 
 use ztunnel_core::dns::kind;
@@ -29,8 +30,17 @@ fn dns_works_without_the_proxy_and_the_proxy_without_dns() {
     mesh.set_env("ISTIO_META_DNS_CAPTURE", "FALSE");
     mesh.restart().unwrap();
     assert!(client.connect_timeout("127.0.0.1:15053".parse().unwrap(), SOON).is_err());
-    // Another port, and one address only.
+    // A pod whose loopback has no IPv6 has no listener there.
+    let neighbor = mesh.pod("neighbor");
+    neighbor.run(|| fs::write("/proc/sys/net/ipv6/conf/lo/disable_ipv6", "1")).unwrap();
     mesh.set_env("ISTIO_META_DNS_CAPTURE", "true");
+    mesh.restart().unwrap();
+    for (pod, to, found) in
+        [(neighbor, "127.0.0.1:15053", true), (client, "[::1]:15053", true), (neighbor, "[::1]:15053", false)]
+    {
+        assert_eq!(pod.connect_timeout(to.parse().unwrap(), SOON).is_ok(), found, "{}, {to}", pod.name());
+    }
+    // Another port, and one address only.
     mesh.set_env("ISTIO_META_DNS_PROXY_ADDR", "127.0.0.1:15054");
     mesh.restart().unwrap();
     let answer = ask(client, "127.0.0.1:15054", By::Udp, &question("A productpage.")).unwrap();

@@ -25,7 +25,12 @@ const POLICIES: usize = 10;
 /// Policies and rules of each that a destination of another namespace has to pass.
 const MANY: (usize, usize) = (1000, 10);
 
+#[path = "decisions/large.rs"]
+mod large;
+
 struct World {
+    /// Built for those alone who ask for it.
+    large: std::cell::OnceCell<large::Large>,
     mesh: Mesh,
     client: std::sync::Arc<Workload>,
     server: std::sync::Arc<Workload>,
@@ -102,7 +107,11 @@ impl World {
         let headers = request.expect("a valid request").headers().clone();
         let strict = many_policies();
         let guarded = std::sync::Arc::clone(strict.workload_by_uid("guarded").expect("one of those above"));
-        Self { mesh, client, server, identity, headers, strict, guarded }
+        Self { large: std::cell::OnceCell::new(), mesh, client, server, identity, headers, strict, guarded }
+    }
+
+    fn large(&self) -> &large::Large {
+        self.large.get_or_init(large::Large::new)
     }
 
     fn facts(&self) -> Facts<'_> {
@@ -131,6 +140,15 @@ const PARTS: &[Part] = &[
         let routing = route::outbound::outbound(&world.mesh, &connection, &mut || 3);
         assert!(matches!(black_box(routing), Routing::Go(_)));
     }),
+    ("large mesh: a workload", |world| world.large().route("10.1.0.2:8080")),
+    ("large mesh: a service", |world| world.large().route("10.96.0.1:80")),
+    ("large mesh: 1000 endpoints", |world| world.large().route("10.97.0.1:80")),
+    ("large mesh: 1000 by locality", |world| world.large().route("10.97.0.2:80")),
+    ("large mesh: 1000, first time", |world| world.large().route_from_elsewhere("10.97.0.2:80")),
+    ("large mesh: a waypoint", |world| world.large().route("10.97.0.3:80")),
+    ("large mesh: another network", |world| world.large().route("10.97.0.4:80")),
+    ("large mesh: a range", |world| world.large().route("10.98.1.1:80")),
+    ("large mesh: nobody", |world| world.large().route("192.0.2.1:80")),
     ("authorize by ten policies", |world| {
         let facts = authz::Facts {
             destination: &world.server,

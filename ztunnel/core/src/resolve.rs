@@ -26,6 +26,15 @@ pub struct Found {
     pub ttl: Duration,
 }
 
+/// The names that a host may be known by, in the order in which they are asked for: as it stands, then in each search domain.
+/// A name that ends in a dot is complete. The C library begins with the search domains where a name has few dots; the control
+/// plane's names are complete, and would be asked for in vain first.
+pub fn names<'a>(host: &'a str, search: &'a [String]) -> impl Iterator<Item = String> + 'a {
+    let searched =
+        search.iter().filter(|_| !host.ends_with('.')).map(move |domain| format!("{host}.{domain}"));
+    std::iter::once(host.to_owned()).chain(searched)
+}
+
 /// Names and their addresses.
 #[derive(Debug, Default)]
 pub struct Cache {
@@ -84,6 +93,13 @@ mod tests {
             assert_eq!(cache.get(host, now + Duration::from_secs(believed)), None, "{host}");
         }
         assert_eq!(cache.get("unknown", now), None);
+    }
+
+    #[test]
+    fn a_complete_name_is_not_searched_for() {
+        let search = ["a.local".to_owned(), "local".to_owned()];
+        assert_eq!(names("db", &search).collect::<Vec<_>>(), ["db", "db.a.local", "db.local"]);
+        assert_eq!(names("db.", &search).collect::<Vec<_>>(), ["db."]);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! * [`readiness`]: what the node still waits for.
 //! * [`dump`]: `/config_dump`, for istioctl. [`logging`]: `/logging`. [`profiles`]: `/debug/pprof`.
 //! * [`page`]: what a person looks at; it asks [`status`] and [`connections`]. [`problems`]: what is wrong.
-//! * [`denials`]: who was turned away, and by which policy. [`query`]: how requests are read. [`unix`]: the other way in.
+//! * [`denials`]: who was turned away, and by which policy. [`mod@query`]: how requests are read. [`unix`]: the other way in.
 
 pub mod connections;
 pub mod denials;

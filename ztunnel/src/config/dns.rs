@@ -23,7 +23,7 @@ pub struct DnsConfig {
     /// What answers depend on.
     pub settings: Settings,
     /// Whom to ask about everything else.
-    pub resolvers: ResolvConf,
+    pub resolvers: Arc<ResolvConf>,
     /// The search list of every pod; `None`: it follows from the pod's namespace.
     search: Option<Vec<String>>,
 }
@@ -70,11 +70,12 @@ pub(super) fn read(
     env: &impl Env,
     proxy: &ProxyConfig,
     mode: &ProxyMode,
+    resolvers: &Arc<ResolvConf>,
 ) -> Result<Option<DnsConfig>, ConfigError> {
     if !is_captured(env, proxy) {
         return Ok(None);
     }
-    let resolvers = resolvers(env)?;
+    let resolvers = Arc::clone(resolvers);
     let search = match mode {
         ProxyMode::Shared => None,
         ProxyMode::Dedicated(_) => Some(resolvers.search.clone()),
@@ -93,14 +94,15 @@ pub(super) fn read(
     Ok(Some(DnsConfig { listen, settings, resolvers, search }))
 }
 
-fn resolvers(env: &impl Env) -> Result<ResolvConf, ConfigError> {
+/// Whom to ask about everything that the mesh does not know.
+pub(super) fn resolvers(env: &impl Env) -> Result<ResolvConf, ConfigError> {
     let path = env.get(RESOLV_CONF).unwrap_or_else(|| "/etc/resolv.conf".to_owned());
     match std::fs::read_to_string(&path) {
         Ok(text) => Ok(resolv_conf::parse(&text)),
         Err(error) => {
             let accepted = format!(
-                "cannot read the file: {error}. It names the resolvers that pods' queries are forwarded to; without a \
-                 DNS proxy (ISTIO_META_DNS_CAPTURE=false) it is not needed"
+                "cannot read the file: {error}. It names the resolvers that pods' queries are forwarded to, and that \
+                 know the addresses of workloads with a host name only"
             );
             Err(ConfigError::new(RESOLV_CONF, path, accepted))
         }
@@ -130,7 +132,8 @@ mod tests {
 
     fn read(variables: &[(&str, &str)]) -> Result<Option<DnsConfig>, ConfigError> {
         let all: Vec<_> = [(RESOLV_CONF, "/dev/null")].iter().chain(variables).copied().collect();
-        super::read(&&*all, &ProxyConfig::default(), &ProxyMode::Shared)
+        let resolvers = Arc::new(resolvers(&&*all)?);
+        super::read(&&*all, &ProxyConfig::default(), &ProxyMode::Shared, &resolvers)
     }
 
     #[test]
@@ -171,7 +174,7 @@ mod tests {
             name: "b".into(),
             service_account: "c".into(),
         });
-        let config = super::read(&&[(RESOLV_CONF, "/dev/null")][..], &ProxyConfig::default(), &mode);
+        let config = super::read(&&[][..], &ProxyConfig::default(), &mode, &Arc::default());
         assert!(config.unwrap().unwrap().search("a").is_empty());
     }
 }

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ztunnel_core::authz::Unknown;
+use ztunnel_core::dns::resolv_conf::ResolvConf;
 use ztunnel_core::fastpath::{Mode, Pattern};
 use ztunnel_core::route::inbound::AppTunnels;
 
@@ -49,6 +50,8 @@ pub struct Config {
     pub proxy: bool,
     /// The DNS proxy; `None`: queries do not come to us.
     pub dns: Option<Arc<DnsConfig>>,
+    /// `DNS_RESOLV_CONF`: whom to ask about names that the mesh does not know.
+    pub resolvers: Arc<ResolvConf>,
     /// `UNSTABLE_ENABLE_SOCKS5`: applications may say where they want to go.
     pub socks5: bool,
     /// Who we are.
@@ -180,10 +183,25 @@ impl Config {
     /// # Errors
     /// The first setting that cannot be used.
     pub fn from_env(env: &impl Env) -> Result<Self, ConfigError> {
+        Self::read(env, &ProxyConfig::read(env)?)
+    }
+
+    /// What nobody has set, read from no file: hence without resolvers, and without a DNS proxy. It stands in for
+    /// settings that cannot be used.
+    ///
+    /// # Panics
+    /// The defaults are not accepted, which a test excludes.
+    pub fn defaults() -> Self {
+        let without_files: &[(&str, &str)] =
+            &[("ISTIO_META_DNS_CAPTURE", "false"), ("DNS_RESOLV_CONF", "/dev/null")];
+        Self::read(&without_files, &ProxyConfig::default()).expect("the defaults are accepted")
+    }
+
+    fn read(env: &impl Env, proxy: &ProxyConfig) -> Result<Self, ConfigError> {
         let mode = mode::read(env)?;
-        let proxy = ProxyConfig::read(env)?;
         let is_proxy = parsed(env, "ENABLE_PROXY", true, boolean)?;
-        let dns = dns::read(env, &proxy, &mode)?;
+        let resolvers = Arc::new(dns::resolvers(env)?);
+        let dns = dns::read(env, proxy, &mode, &resolvers)?;
         if !is_proxy && dns.is_none() {
             let accepted = "without the proxy and without the DNS proxy (ISTIO_META_DNS_CAPTURE) there is nothing to run";
             return Err(unsupported("ENABLE_PROXY", "false", accepted));
@@ -197,6 +215,7 @@ impl Config {
             admin_socket: env.get("ADMIN_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from),
             proxy: is_proxy,
             dns: dns.map(Arc::new),
+            resolvers,
             socks5: parsed(env, "UNSTABLE_ENABLE_SOCKS5", false, boolean)?,
             node: NodeConfig {
                 name: env.get("NODE_NAME").filter(|name| !name.is_empty()),
@@ -204,12 +223,12 @@ impl Config {
             },
             sockets: sockets(env, &mode)?,
             tunnels: tunnels(env)?,
-            xds: xds::read(env, &proxy, &mesh)?,
+            xds: xds::read(env, proxy, &mesh)?,
             mesh,
             ca: ca::read(env)?,
             crl: env.get("CRL_PATH").filter(|path| !path.is_empty()).map(PathBuf::from),
             inpod_uds: path(env, "INPOD_UDS", "/var/run/ztunnel/ztunnel.sock"),
-            workers: threads::read(env, &proxy)?,
+            workers: threads::read(env, proxy)?,
             log_policies: parsed(env, "AUTHZ_POLICY_INFO_LOGGING", false, boolean)?,
             telemetry: telemetry::read(env)?,
             unknown_policies: parsed(env, "AUTHZ_UNKNOWN_POLICY", Unknown::Skip, unknown_policies)?,
@@ -358,6 +377,13 @@ mod tests {
 
     fn read(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
         Config::from_env(&variables)
+    }
+
+    #[test]
+    fn the_defaults_need_no_file() {
+        let config = Config::defaults();
+        assert!(config.dns.is_none());
+        assert_eq!(config.sockets.mark, 1337);
     }
 
     #[test]

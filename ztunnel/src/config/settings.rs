@@ -279,7 +279,8 @@ mod tests {
     #[test]
     fn every_variable_that_is_read_is_in_the_table_and_no_other() {
         let mut read = BTreeSet::new();
-        let starts: [&[(&str, &str)]; 3] = [
+        let starts: [&[(&str, &str)]; 4] = [
+            &[("POD_NAME", "z"), ("POD_NAMESPACE", "istio-system"), ("SERVICE_ACCOUNT", "ztunnel")],
             &[],
             &[
                 ("FAKE_CA", "true"),

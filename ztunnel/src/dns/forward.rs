@@ -4,7 +4,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{sleep, timeout};
 use ztunnel_core::dns::Query;
 use ztunnel_core::dns::exchange::{Exchange, Worth, worth};
+use ztunnel_core::dns::resolv_conf::ResolvConf;
 use ztunnel_core::dns::wire::{Header, set_id};
 
 use super::{PodDns, udp};
@@ -44,6 +45,27 @@ pub enum ForwardError {
     },
 }
 
+/// Makes the sockets from which resolvers are asked.
+pub(crate) trait Reach {
+    /// A socket that talks to this resolver alone.
+    fn connect_udp(&self, to: SocketAddr) -> io::Result<UdpSocket>;
+    /// A connection to this resolver.
+    async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream>;
+}
+
+impl Reach for PodSockets {
+    fn connect_udp(&self, to: SocketAddr) -> io::Result<UdpSocket> {
+        self.connect_udp(to)
+    }
+
+    async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        self.connect(to).await
+    }
+}
+
+/// Resolvers, and the one of them that answered last: it is asked first.
+pub(crate) type Resolvers<'a> = (&'a ResolvConf, &'a AtomicUsize);
+
 /// Forwards a query. The response has the query's own id, and is not checked beyond being an answer to it.
 ///
 /// # Errors
@@ -54,14 +76,26 @@ pub(super) async fn forward(
     query: &Query<'_>,
     transport: Transport,
 ) -> Result<Vec<u8>, ForwardError> {
-    let resolvers = &dns.config.resolvers;
-    if resolvers.servers.is_empty() {
+    ask(sockets, (&dns.config.resolvers, &dns.preferred), query, transport).await
+}
+
+/// Asks resolvers, as [`forward`] does, from anywhere.
+///
+/// # Errors
+/// Nobody answered.
+pub(crate) async fn ask(
+    reach: &impl Reach,
+    resolvers: Resolvers<'_>,
+    query: &Query<'_>,
+    transport: Transport,
+) -> Result<Vec<u8>, ForwardError> {
+    if resolvers.0.servers.is_empty() {
         return Err(ForwardError::NoResolver);
     }
     let id = unpredictable();
     let mut message = query.message.to_vec();
     set_id(&mut message, id);
-    let outgoing = Outgoing { sockets, dns, query, id, message };
+    let outgoing = Outgoing { reach, resolvers, query, id, message };
     let mut response = match transport {
         // Small answers need no connection; changes and long answers do.
         Transport::Tcp if !query.is_question() => outgoing.by_tcp().await?,
@@ -77,34 +111,34 @@ pub(super) async fn forward(
     Ok(response)
 }
 
-struct Outgoing<'a> {
-    sockets: &'a PodSockets,
-    dns: &'a PodDns,
+struct Outgoing<'a, R> {
+    reach: &'a R,
+    resolvers: Resolvers<'a>,
     query: &'a Query<'a>,
     id: u16,
     message: Vec<u8>,
 }
 
-impl Outgoing<'_> {
+impl<R: Reach> Outgoing<'_, R> {
     fn server(&self, index: usize) -> SocketAddr {
-        let servers = &self.dns.config.resolvers.servers;
+        let servers = &self.resolvers.0.servers;
         // An exchange names none that it was not told of.
         servers.get(index).map_or_else(|| unreachable!("resolver {index}"), |&ip| (ip, DNS_PORT).into())
     }
 
     fn exchange(&self, rounds: u32) -> Exchange {
-        let resolvers = &self.dns.config.resolvers;
-        let first = self.dns.preferred.load(Ordering::Relaxed);
+        let (resolvers, preferred) = self.resolvers;
+        let first = preferred.load(Ordering::Relaxed);
         Exchange::new(resolvers.servers.len(), first, rounds, resolvers.timeout)
     }
 
     /// This server has answered: it is asked first from now on.
     fn prefer(&self, server: usize) {
-        self.dns.preferred.store(server, Ordering::Relaxed);
+        self.resolvers.1.store(server, Ordering::Relaxed);
     }
 
     async fn by_udp(&self) -> Result<Vec<u8>, ForwardError> {
-        let mut exchange = self.exchange(self.dns.config.resolvers.attempts);
+        let mut exchange = self.exchange(self.resolvers.0.attempts);
         // One per server: an answer to an earlier datagram is as good as one to the last.
         let mut open: Vec<(usize, UdpSocket)> = Vec::new();
         let (mut refusal, mut failure) = (None, ForwardError::Timeout);
@@ -146,7 +180,7 @@ impl Outgoing<'_> {
         let place = match known {
             Some(place) => place,
             None => {
-                open.push((server, self.sockets.connect_udp(self.server(server))?));
+                open.push((server, self.reach.connect_udp(self.server(server))?));
                 open.len() - 1
             }
         };
@@ -160,8 +194,8 @@ impl Outgoing<'_> {
         while let Some(next) = exchange.poll_try() {
             let server = self.server(next.server);
             let asked = async {
-                let mut stream = connect(self.sockets, server).await?;
-                timeout(self.dns.config.resolvers.timeout, self.ask(&mut stream)).await?
+                let mut stream = connect(self.reach, server).await?;
+                timeout(self.resolvers.0.timeout, self.ask(&mut stream)).await?
             };
             match asked.await {
                 Ok(response) => match Header::parse(&response).map(worth) {
@@ -189,8 +223,8 @@ impl Outgoing<'_> {
     }
 }
 
-async fn connect(sockets: &PodSockets, server: SocketAddr) -> io::Result<TcpStream> {
-    timeout(CONNECT_TIMEOUT, sockets.connect(server)).await?
+async fn connect(reach: &impl Reach, server: SocketAddr) -> io::Result<TcpStream> {
+    timeout(CONNECT_TIMEOUT, reach.connect(server)).await?
 }
 
 /// The next datagram, or error, of any of the sockets.

@@ -14,6 +14,7 @@ pub mod accept;
 pub mod balance;
 mod decide;
 pub mod inbound;
+mod leftover;
 pub mod outbound;
 pub mod passthrough;
 mod permission;

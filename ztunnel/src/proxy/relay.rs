@@ -27,8 +27,10 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tracing::debug;
 use ztunnel_core::report::{CopyStage, H2Stage, Outcome};
 
+use super::leftover::{Sent, throw_away};
 use super::splice::{self, Stopped};
 use crate::fastpath::Valve;
+use crate::sys::sockopt::unacknowledged;
 use crate::sys::timer;
 
 /// Sizes of one read: it grows when data fills it, and shrinks again when it does not.
@@ -135,8 +137,18 @@ pub async fn tunnel(mut side: Side<'_>, stream: TunnelStream, meter: &impl Meter
     let TunnelStream { mut send, mut receive } = stream;
     let result = {
         let (mut read, mut write) = side.split();
-        let sent = into_tunnel(&mut read, &mut send, |n| meter.sent(n));
-        let received = out_of_tunnel(&mut receive, &mut write, |n| meter.received(n));
+        let is_received = Cell::new(false);
+        let sent = async {
+            if into_tunnel(&mut read, &mut send, |n| meter.sent(n)).await? == Sent::Refused {
+                Box::pin(answer_arrives(&mut read, &is_received)).await;
+            }
+            Ok(())
+        };
+        let received = async {
+            out_of_tunnel(&mut receive, &mut write, |n| meter.received(n)).await?;
+            is_received.set(true);
+            Ok(())
+        };
         tokio::try_join!(sent, received)
     };
     finish(result.map(|_| side.end()), || {
@@ -369,16 +381,25 @@ async fn copy(
     write.shut().await.map_err(|error| broken(error, &failed))
 }
 
+/// Waits until the application has got what the peer said, whatever it goes on to send.
+async fn answer_arrives(read: &mut Reader<'_>, is_received: &Cell<bool>) {
+    let socket = SockRef::from(read.half.as_ref()).try_clone();
+    let is_delivered = || {
+        is_received.get()
+            && socket.as_ref().is_ok_and(|socket| matches!(unacknowledged(socket), Ok(0) | Err(_)))
+    };
+    throw_away(|cx| poll_read(read, cx).map_ok(|chunk| chunk.len()), is_delivered).await;
+}
+
 async fn into_tunnel(
     read: &mut Reader<'_>,
     send: &mut SendStream<Bytes>,
     count: impl Fn(usize),
-) -> Result<(), Broken> {
+) -> Result<Sent, Broken> {
     loop {
         let chunk = poll_fn(|cx| {
             // A peer that wants no more says so even while the application is silent.
             match send.poll_reset(cx) {
-                // It has said all it wants to say and wants no more: what it said must still arrive.
                 Poll::Ready(Ok(Reason::NO_ERROR)) => return Poll::Ready(Ok(None)),
                 Poll::Ready(Ok(reason)) => return Poll::Ready(Err(refused_by_peer(reason))),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(tunnel_broken(error))),
@@ -387,17 +408,19 @@ async fn into_tunnel(
             poll_read(read, cx).map_ok(Some).map_err(|error| broken(error, RelayError::Send))
         })
         .await?;
-        let Some(chunk) = chunk else { return Ok(()) };
+        let Some(chunk) = chunk else { return Ok(Sent::Refused) };
         if chunk.is_empty() {
-            return send.send_data(Bytes::new(), true).map_err(tunnel_broken);
+            return send.send_data(Bytes::new(), true).map(|()| Sent::All).map_err(tunnel_broken);
         }
         count(chunk.len());
-        send_all(send, chunk).await?;
+        if send_all(send, chunk).await? == Sent::Refused {
+            return Ok(Sent::Refused);
+        }
     }
 }
 
 /// Sends `data` as the peer's window allows.
-async fn send_all(send: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), Broken> {
+async fn send_all(send: &mut SendStream<Bytes>, mut data: Bytes) -> Result<Sent, Broken> {
     while !data.is_empty() {
         send.reserve_capacity(data.len());
         let mut granted = send.capacity();
@@ -405,22 +428,23 @@ async fn send_all(send: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), B
             granted = match poll_fn(|cx| send.poll_capacity(cx)).await {
                 Some(Ok(granted)) => granted,
                 Some(Err(error)) => return Err(tunnel_broken(error)),
-                None => return Err(closed(send).await),
+                None => return closed(send).await,
             };
         }
         let part = data.split_to(granted.min(data.len()));
         send.send_data(part, false).map_err(tunnel_broken)?;
     }
-    Ok(())
+    Ok(Sent::All)
 }
 
 /// Why the stream is no longer open for sending: the peer's reset, or ours for what the peer did.
-async fn closed(send: &mut SendStream<Bytes>) -> Broken {
+async fn closed(send: &mut SendStream<Bytes>) -> Result<Sent, Broken> {
     poll_fn(|cx| {
         Poll::Ready(match send.poll_reset(cx) {
-            Poll::Ready(Ok(reason)) => refused_by_peer(reason),
-            Poll::Ready(Err(error)) => tunnel_broken(error),
-            Poll::Pending => Broken::Reset,
+            Poll::Ready(Ok(Reason::NO_ERROR)) => Ok(Sent::Refused),
+            Poll::Ready(Ok(reason)) => Err(refused_by_peer(reason)),
+            Poll::Ready(Err(error)) => Err(tunnel_broken(error)),
+            Poll::Pending => Err(Broken::Reset),
         })
     })
     .await

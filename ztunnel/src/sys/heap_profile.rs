@@ -236,33 +236,33 @@ mod tests {
     use super::*;
 
     #[inline(never)]
-    fn hoard() -> Vec<Vec<u8>> {
+    fn keep_much() -> Vec<Vec<u8>> {
         (0..1000).map(|_| vec![1; 64 << 10]).collect()
     }
 
-    fn hoarded() -> f64 {
-        let is_hoard = |sample: &Sample| {
+    fn kept_bytes() -> f64 {
+        let is_kept = |sample: &Sample| {
             let mut found = false;
             for address in &sample.stack {
                 backtrace::resolve(*address as *mut _, |symbol| {
-                    found |= symbol.name().is_some_and(|name| name.to_string().contains("hoard"));
+                    found |= symbol.name().is_some_and(|name| name.to_string().contains("keep_much"));
                 });
             }
             found
         };
-        live().unwrap().iter().filter(|sample| is_hoard(sample)).map(|sample| sample.weight().1).sum()
+        live().unwrap().iter().filter(|sample| is_kept(sample)).map(|sample| sample.weight().1).sum()
     }
 
     #[test]
     fn what_is_kept_is_seen_until_it_is_freed() {
         assert!(live().is_none() && !is_on());
         switch(Switch::On);
-        let kept = hoard();
-        let mebibytes = hoarded() / f64::from(1 << 20);
+        let kept = keep_much();
+        let mebibytes = kept_bytes() / f64::from(1 << 20);
         // 62.5 MiB in about 125 samples: within half is as good as certain.
         assert!((30.0..95.0).contains(&mebibytes), "{mebibytes} MiB");
         drop(kept);
-        assert!(hoarded() < 1.0, "{}", hoarded());
+        assert!(kept_bytes() < 1.0, "{}", kept_bytes());
         switch(Switch::Off);
         assert!(live().is_none());
     }

@@ -5,9 +5,11 @@
 //! what was refused has a reason.
 
 mod connect;
+mod dns;
 mod mesh_file;
 mod names;
 mod resources;
+mod socks5;
 mod xds_session;
 mod zds;
 
@@ -24,9 +26,11 @@ pub(crate) struct Target {
 /// All of them.
 pub(crate) const ALL: &[Target] = &[
     Target { name: "connect", run: connect::run, seeds: connect::seeds },
+    Target { name: "dns", run: dns::run, seeds: dns::seeds },
     Target { name: "mesh_file", run: mesh_file::run, seeds: mesh_file::seeds },
     Target { name: "names", run: names::run, seeds: names::seeds },
     Target { name: "resources", run: resources::run, seeds: resources::seeds },
+    Target { name: "socks5", run: socks5::run, seeds: socks5::seeds },
     Target { name: "xds_session", run: xds_session::run, seeds: xds_session::seeds },
     Target { name: "zds", run: zds::run, seeds: zds::seeds },
 ];

@@ -248,6 +248,8 @@ impl<'m> Found<'m> {
         ] {
             more.sort_unstable();
             more.dedup();
+            // Nor is it a second event where a workload names a policy twice.
+            more.retain(|key| !all.contains(key));
             all.append(more);
         }
     }

@@ -122,6 +122,19 @@ fn a_named_policy_that_is_not_known_is_skipped_or_keeps_everybody_out() {
     assert_eq!(judge(own, Unknown::Deny), (true, "no allow policies, allow".to_owned(), 0));
 }
 
+#[test]
+fn a_policy_that_is_named_twice_is_one_policy() {
+    let mut mesh = mesh(
+        "- {name: own, namespace: shop, scope: WorkloadSelector, action: Deny, dryRun: true, rules: [[], []]}",
+    );
+    let mut web = Workload::clone(mesh.workload_by_uid("web").unwrap());
+    web.authorization_policies = vec!["shop/own".into(), "shop/own".into()];
+    mesh.insert_workload(Arc::new(web));
+    let verdict = judge(&mesh, "10.1.0.1", None);
+    assert_eq!(verdict.dry_run, [DryRun::Deny("shop/own".into())]);
+    assert_eq!(verdict.because, Because::NoAllowPolicies);
+}
+
 /// What istiod makes of PeerAuthentication (data-plane contract, section 4.4), with and without an identity.
 #[test]
 fn strict_and_permissive_ports_are_policies() {

@@ -85,6 +85,10 @@ struct Found {
 /// The first name under which somebody is found who is visible to the client.
 fn find(mesh: &Mesh, host: &str, client: &Client<'_>, settings: &Settings) -> Option<Found> {
     let namespace = &*client.workload.namespace;
+    // What most questions are for needs no other name.
+    if let Some(service) = best(mesh, host, namespace, settings) {
+        return Some(Found { service: Arc::clone(service), canonical: None });
+    }
     for alias in aliases(host, namespace, &settings.domain, client.search) {
         if let Some(service) = best(mesh, &alias.name, namespace, settings) {
             return Some(Found { service: Arc::clone(service), canonical: alias.stripped });

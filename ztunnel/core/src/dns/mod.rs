@@ -25,7 +25,7 @@ pub mod wire;
 mod tests;
 
 pub use self::lookup::{Answer, Client, Records, answer};
-pub use self::wire::{Edns, Query, Question, Rcode, Unanswerable};
+pub use self::wire::{Edns, Header, Query, Question, Rcode, Unanswerable};
 
 use crate::Name;
 

@@ -354,6 +354,20 @@ pub fn addresses(response: &[u8], kind: u16) -> Result<Vec<std::net::IpAddr>, Ma
     Ok(found)
 }
 
+/// How long the answer section of a response holds, in seconds: the shortest of its records' times. None if it is empty.
+///
+/// # Errors
+/// It cannot be read.
+pub fn lifetime(response: &[u8]) -> Result<Option<u32>, Malformed> {
+    let mut records = Records::of(response)?;
+    let mut shortest = None;
+    for _ in 0..records.header.counts[1] {
+        let Some(record) = records.next()? else { break };
+        shortest = Some(shortest.map_or(record.ttl, |ttl: u32| ttl.min(record.ttl)));
+    }
+    Ok(shortest)
+}
+
 /// A query for one type of one host, recursion desired. `None` if the name does not fit.
 #[must_use]
 pub fn question(host: &str, kind: u16, id: u16) -> Option<Vec<u8>> {

@@ -24,7 +24,7 @@ pub(super) struct Policies {
 pub struct AppliedPolicies<'m> {
     /// Those of its namespace, and the global ones.
     pub sets: [Option<&'m PolicySet>; 2],
-    /// Those that it names and that are in neither, in its order, each once.
+    /// Those that it names and that are in neither, in its order, and as often as it names them.
     pub named: Vec<(&'m Name, &'m Arc<Policy>)>,
     /// What it names and the mesh does not know.
     pub missing: Vec<Name>,
@@ -90,7 +90,7 @@ impl Policies {
                         Scope::Namespace => policy.namespace == workload.namespace,
                         Scope::WorkloadSelector => false,
                     };
-                    if !in_a_set && !applied.named.iter().any(|(known, _)| *known == key) {
+                    if !in_a_set {
                         applied.named.push((key, policy));
                     }
                 }

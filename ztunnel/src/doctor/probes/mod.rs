@@ -18,7 +18,7 @@ use crate::config::{Config, MeshSource};
 pub(super) fn collect(env: &impl Env) -> Facts {
     let (settings, config) = match Config::from_env(env) {
         Ok(config) => (Ok("every variable can be used".to_owned()), config),
-        Err(error) => (Err(Failure::because(error.to_string())), defaults()),
+        Err(error) => (Err(Failure::because(error.to_string())), Config::defaults()),
     };
     let mounts = host::mounts();
     Facts {
@@ -33,11 +33,6 @@ pub(super) fn collect(env: &impl Env) -> Facts {
         host: host::probe(&config.inpod_uds, mounts),
         config,
     }
-}
-
-fn defaults() -> Config {
-    let nothing: &[(&str, &str)] = &[];
-    Config::from_env(&nothing).expect("the defaults are accepted")
 }
 
 fn mesh(source: &MeshSource) -> Option<Outcome> {

@@ -106,6 +106,14 @@ pub enum Reason {
     /// A field that must say something.
     #[error("{0} is empty")]
     Empty(&'static str),
+    /// A name that could not be told from another: `namespace/hostname` is split at the first slash.
+    #[error("{field}: a slash in `{name}`")]
+    Slash {
+        /// Which name.
+        field: &'static str,
+        /// What came.
+        name: String,
+    },
     /// A number that has no meaning here, or one that we cannot act on.
     #[error("{field}: unknown value {value}")]
     Unknown {

@@ -21,6 +21,9 @@ pub(super) fn service(decoder: &mut Decoder, raw: api::Service) -> Result<Servic
     if raw.namespace.is_empty() {
         return Err(Reason::Empty("namespace"));
     }
+    if raw.namespace.contains('/') {
+        return Err(Reason::Slash { field: "namespace", name: raw.namespace });
+    }
     let (mut vips, mut cidr_vips) = (Vec::new(), Vec::new());
     for address in &raw.addresses {
         match range(address)? {

@@ -270,6 +270,11 @@ fn a_service_that_cannot_be_used_is_refused_with_the_reason() {
     for (reason, found) in [
         ("s: hostname is empty", service(api::Service { hostname: String::new(), ..web() }).unwrap_err()),
         ("s: namespace is empty", service(api::Service { namespace: String::new(), ..web() }).unwrap_err()),
+        // Removed by `namespace/hostname`, it would be looked for in another namespace, and stay.
+        (
+            "s: namespace: a slash in `a/b`",
+            service(api::Service { namespace: "a/b".into(), ..web() }).unwrap_err(),
+        ),
         ("s: load_balancing.routing_preference: unknown value 0", balancing(vec![0], 0, 0)),
         ("s: load_balancing.routing_preference: unknown value 7", balancing(vec![1, 7], 0, 0)),
         ("s: load_balancing.mode: unknown value 4", balancing(Vec::new(), 4, 0)),

@@ -1,28 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `deploy/` at work: a mesh in trouble, a real Prometheus that scrapes it, the dashboard's queries and the alerts; and
-//! whether what the manifest grants is enough.
+//! A mesh in trouble, a real Prometheus that scrapes it, the dashboard's queries and the alerts.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
-
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::net::UdpSocket;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use ztunnel_core::xds::proto::workload::{Port, PortList, Workload};
 use ztunnel_tests::istiod::{Istiod, describe, grpc};
 use ztunnel_tests::node::{PATIENCE, STATS};
-use ztunnel_tests::prometheus::{Prometheus, deploy, families, promtool};
+use ztunnel_tests::prometheus::{Prometheus, deploy, promtool};
 use ztunnel_tests::resolver::Resolver;
 use ztunnel_tests::traffic::{Conn, Server};
 use ztunnel_tests::{Mesh, Mode, Pod, PodSpec, wait};
+
+use crate::families;
 
 /// For Prometheus to see what happens: some scrapes, and a window full of them.
 const SOON: Duration = Duration::from_secs(30);
 /// What Grafana would make of `$__rate_interval` at one scrape per second.
 const WINDOW: &str = "6s";
 
+/// A service of a workload that has a host name instead of an address.
+const NAMED: &str = "named.demo.svc.cluster.local";
+const NAMED_VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 0, 1));
 /// More than the kernel's tables hold of them: each is two local hops on its node.
 const HELD: usize = 40;
 
@@ -48,6 +51,8 @@ fn world() -> (Mesh, Istiod) {
     let principal = |pod: &str| mesh.pod(pod).spiffe().replace("spiffe://", "");
     istiod.ads().update(|resources| {
         describe::mesh(&mesh, resources);
+        resources.workload(&named());
+        resources.service(&describe::service(NAMED, NAMED_VIP, [(80, 8080)]));
         resources.policy(&describe::deny("demo", "no-strangers", &[&principal("stranger")]));
     });
     istiod.ca().faults(|faults| {
@@ -60,11 +65,25 @@ fn world() -> (Mesh, Istiod) {
     (mesh, istiod)
 }
 
+/// A workload without an address: its host name is looked up, and leads nowhere.
+fn named() -> Workload {
+    let port = Port { service_port: 80, target_port: 8080, ..Port::default() };
+    Workload {
+        uid: describe::uid("demo", "named"),
+        name: "named".to_owned(),
+        namespace: "demo".to_owned(),
+        hostname: "named.example".to_owned(),
+        services: HashMap::from([(format!("demo/{NAMED}"), PortList { ports: vec![port] })]),
+        ..Workload::default()
+    }
+}
+
 /// One connection from each pod, and two names. What comes of it is for the metrics to say.
 fn connect(mesh: &Mesh) {
     for (from, to) in [("client", "near"), ("client", "far"), ("stranger", "far"), ("nobody", "far")] {
         drop(mesh.pod(from).dial(mesh.pod(to).addr(8080)).and_then(|conn| conn.ask(b"hello")));
     }
+    drop(mesh.pod("client").dial((NAMED_VIP, 80).into()).and_then(|conn| conn.ask(b"hello")));
     for name in ["host.example", "nx.example"] {
         drop(resolve(mesh.pod("client"), name));
     }
@@ -107,11 +126,10 @@ fn exposed(mesh: &Mesh) -> BTreeSet<String> {
     let mut seen = BTreeSet::new();
     for node in mesh.nodes() {
         for sample in node.metrics().unwrap().samples {
-            let Some(labels) = families.get(&sample.name) else {
-                panic!("{} is not in the table", sample.name)
-            };
+            let labels = families.get(&sample.name);
             let found: BTreeSet<&str> = sample.labels.keys().map(String::as_str).collect();
-            assert!(found.is_subset(labels), "{}: {found:?} instead of {labels:?}", sample.name);
+            let as_listed = labels.is_some_and(|labels| found.is_subset(labels));
+            assert!(as_listed, "{}: {found:?} instead of {labels:?}", sample.name);
             seen.insert(sample.name);
         }
     }
@@ -192,7 +210,7 @@ fn watch(mesh: &Mesh, istiod: &Istiod, prometheus: &Prometheus) {
         });
         missing.is_empty()
     });
-    data.unwrap_or_else(|error| panic!("{error}: {missing:#?}"));
+    assert!(data.is_ok(), "{data:?}: {missing:#?}");
 
     let denied = prometheus
         .query("sum by (source_workload) (istio_tcp_connections_failed_total{response_flags=\"DENY\"})");
