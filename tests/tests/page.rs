@@ -97,7 +97,7 @@ fn commands(mesh: &Mesh) -> Result<()> {
     let (code, text) = ztunnel(n1, &["status", "--check"])?;
     ensure!(code == 2, "code {code}: {text}");
     ensure!(text.starts_with("PROBLEM  "), "{text}");
-    has(&text, &["refused", "demo/server", "demo/client", "control plane:", "node agent:   connected"])?;
+    has(&text, &["refused", "demo/server", "demo/client", "control plane:", "node agent:    connected"])?;
     let path = if mesh.mode() == Mode::Off { "tcp" } else { "ebpf" };
     let list = |args: &[&str]| -> Result<Value> {
         let args = [&["connections", "-o", "json"], args].concat();

@@ -12,13 +12,18 @@ pub(super) fn render(answer: &Value, pod: Option<&str>) -> String {
     let mut text = String::new();
     for denial in items(answer) {
         let ago = span(denial["seconds_ago"].as_i64().unwrap_or(0));
+        let times = match denial["count"].as_u64() {
+            Some(1) => "once".to_owned(),
+            Some(count) => format!("{count} times"),
+            None => "again and again".to_owned(),
+        };
         let line = format!("{} -> {}", party(&denial["source"]), party(&denial["destination"]));
         writeln!(
             text,
-            "{line}  ({} {}, {} times, last {ago} ago)",
+            "{line}  ({} {}, {}, last {ago} ago)",
             word(&denial["direction"]),
             word(&denial["pod"]),
-            denial["count"]
+            times
         )
         .ok();
         writeln!(text, "  error:   {}", word(&denial["error"])).ok();

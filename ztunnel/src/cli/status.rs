@@ -22,12 +22,12 @@ pub(super) fn render(status: &Value, only: Option<&str>) -> String {
     for (name, session) in [("control plane", &sessions["xds"]), ("node agent", &sessions["agent"])] {
         let since =
             session["since"].as_str().map(|since| format!(" since {}", plain(since))).unwrap_or_default();
-        writeln!(text, "{:<14}{}{since}", format!("{name}:"), word(&session["state"])).ok();
+        writeln!(text, "{:<15}{}{since}", format!("{name}:"), word(&session["state"])).ok();
     }
     let mesh = &status["mesh"];
     writeln!(
         text,
-        "mesh:         {} workloads, {} services, {} policies",
+        "mesh:          {} workloads, {} services, {} policies",
         mesh["workloads"], mesh["services"], mesh["policies"]
     )
     .ok();
@@ -45,7 +45,7 @@ fn fastpath(status: &Value) -> String {
     let (mode, traffic) = (&status["mode"], &status["fastpath"]);
     let state = if mode["on"] == true { "on" } else { "off" };
     let mut text = format!(
-        "fast path:    {state} (mode {}, configured {}: {})\n",
+        "fast path:     {state} (mode {}, configured {}: {})\n",
         word(&mode["effective"]),
         word(&mode["configured"]),
         word(&mode["reason"])
@@ -62,7 +62,7 @@ fn fastpath(status: &Value) -> String {
     };
     writeln!(
         text,
-        "              {} hops paired, {} not; {} redirected, {} by TCP{ratio}",
+        "               {} hops paired, {} not; {} redirected, {} by TCP{ratio}",
         traffic["paired"],
         traffic["unpaired"],
         bytes(redirected),
@@ -78,7 +78,7 @@ fn fastpath(status: &Value) -> String {
             .map(|(reason, count)| format!("{} {count}", plain(reason)))
             .collect();
         if !reasons.is_empty() {
-            writeln!(text, "              {title}: {}", reasons.join(", ")).ok();
+            writeln!(text, "               {title}: {}", reasons.join(", ")).ok();
         }
     }
     text

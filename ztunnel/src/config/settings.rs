@@ -48,6 +48,11 @@ pub const GROUPS: &[Group] = &[
             ),
             setting("NETWORK", "", "the network that this node is in"),
             setting("INPOD_UDS", "`/var/run/ztunnel/ztunnel.sock`", "the node agent's socket"),
+            setting(
+                "ADMIN_SOCKET",
+                "",
+                "a unix socket where the admin server listens as well, for its owner alone",
+            ),
             setting("INPOD_PORT_REUSE", "`true`", "an old and a new ztunnel may listen in one pod"),
             setting("POD_NAME", "", "our own pod: part of the node id, and of our own HBONE listener"),
             setting("POD_NAMESPACE", "", "its namespace"),
