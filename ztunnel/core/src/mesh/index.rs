@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The indexes of a mesh: by key, by address, by name. Each maintains itself on insert and remove.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -158,7 +158,8 @@ pub(super) struct ServiceIndex {
     /// In the order of insertion, one per namespace.
     by_hostname: HashMap<Name, Few<Slot>>,
     by_vip: HashMap<Name, HashMap<IpAddr, Few<Slot>>>,
-    by_range: HashMap<Name, Vec<(IpNet, Slot)>>,
+    /// By network, then by prefix length, of which there are few, then by range.
+    by_range: HashMap<Name, BTreeMap<u8, HashMap<IpNet, Few<Slot>>>>,
 }
 
 impl ServiceIndex {
@@ -224,10 +225,13 @@ impl ServiceIndex {
 
     /// Own namespace, then the longest prefix, then canonical.
     fn by_range(&self, network: &str, ip: IpAddr, client_namespace: Option<&str>) -> Option<&Arc<Service>> {
-        let ranges = self.by_range.get(network)?.iter();
-        ranges
-            .filter(|(range, _)| range.contains(&ip))
-            .map(|&(range, slot)| (range, self.at(slot)))
+        let lengths = self.by_range.get(network)?.iter();
+        lengths
+            .filter_map(|(&length, ranges)| {
+                let (range, slots) = ranges.get_key_value(&IpNet::new(ip, length).ok()?.trunc())?;
+                Some((*range, slots.as_slice()))
+            })
+            .flat_map(|(range, slots)| slots.iter().map(move |&slot| (range, self.at(slot))))
             .filter(|(_, service)| client_namespace.is_none_or(|namespace| service.is_visible_to(namespace)))
             .max_by_key(|(range, service)| {
                 (client_namespace == Some(&*service.namespace), range.prefix_len(), service.canonical)
@@ -276,7 +280,8 @@ impl ServiceIndex {
             link(network, vip.ip.to_canonical(), slot);
         }
         for range in &service.cidr_vips {
-            self.by_range.entry(Name::clone(&range.network)).or_default().push((range.cidr, slot));
+            let lengths = self.by_range.entry(Name::clone(&range.network)).or_default();
+            link(lengths.entry(range.cidr.prefix_len()).or_default(), range.cidr.trunc(), slot);
         }
         self.slab[slot.0] = Some(service);
     }
@@ -297,8 +302,12 @@ impl ServiceIndex {
             }
         }
         for range in &service.cidr_vips {
-            if let Some(ranges) = self.by_range.get_mut(&range.network) {
-                ranges.retain(|&(_, other)| other != slot);
+            let Some(lengths) = self.by_range.get_mut(&range.network) else { continue };
+            let length = range.cidr.prefix_len();
+            let Some(ranges) = lengths.get_mut(&length) else { continue };
+            unlink(ranges, &range.cidr.trunc(), |&other| other == slot);
+            if ranges.is_empty() {
+                lengths.remove(&length);
             }
         }
     }
