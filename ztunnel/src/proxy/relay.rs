@@ -149,7 +149,8 @@ pub async fn tunnel(mut side: Side<'_>, stream: TunnelStream, meter: &impl Meter
             is_received.set(true);
             Ok(())
         };
-        tokio::try_join!(sent, received)
+        // What has come before a reset is delivered before the reset is looked at.
+        tokio::try_join!(biased; received, sent)
     };
     finish(result.map(|_| side.end()), || {
         send.send_reset(Reason::CANCEL);
