@@ -57,7 +57,6 @@ pub const GROUPS: &[Group] = &[
             setting("POD_NAME", "", "our own pod: part of the node id, and of our own HBONE listener"),
             setting("POD_NAMESPACE", "", "its namespace"),
             setting("SERVICE_ACCOUNT", "", "its service account"),
-            setting("TRUST_DOMAIN", "as the mesh says", "its trust domain"),
             setting("INSTANCE_IP", "`1.1.1.1`", "its address, for the node id"),
         ],
     },
