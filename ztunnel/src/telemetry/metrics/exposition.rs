@@ -354,6 +354,20 @@ workload_manager_proxies_stopped_total 0
         assert_eq!(names.len(), families::ALL.len());
     }
 
+    fn workload(name: String) -> std::sync::Arc<Workload> {
+        std::sync::Arc::new(Workload {
+            name: format!("{name}-7d9f8b6c5-x2x4z").into(),
+            workload_name: name.as_str().into(),
+            canonical_name: name.as_str().into(),
+            canonical_revision: "v1".into(),
+            namespace: "production".into(),
+            service_account: name.into(),
+            trust_domain: "cluster.local".into(),
+            cluster_id: "Kubernetes".into(),
+            ..Workload::default()
+        })
+    }
+
     /// What a scrape costs: 1,000 workloads with 20 peers each; and how long it holds up a connection that opens
     /// meanwhile. `cargo test --release -p ztunnel --lib a_scrape -- --ignored --nocapture`
     #[test]
@@ -364,19 +378,6 @@ workload_manager_proxies_stopped_total 0
         use std::thread;
         use std::time::{Duration, Instant};
 
-        let workload = |name: String| {
-            Arc::new(Workload {
-                name: format!("{name}-7d9f8b6c5-x2x4z").into(),
-                workload_name: name.as_str().into(),
-                canonical_name: name.as_str().into(),
-                canonical_revision: "v1".into(),
-                namespace: "production".into(),
-                service_account: name.into(),
-                trust_domain: "cluster.local".into(),
-                cluster_id: "Kubernetes".into(),
-                ..Workload::default()
-            })
-        };
         let metrics = Metrics::new(Limits::default());
         let peers: Vec<_> = (0..20).map(|peer| workload(format!("peer-{peer}"))).collect();
         let open = |server: &Arc<Workload>, peer: &Arc<Workload>| {
