@@ -8,10 +8,14 @@ use std::time::Duration;
 use http::HeaderName;
 use serde_json::{Map, Value, json};
 use ztunnel_core::addr::{INBOUND_HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT};
+use ztunnel_core::authz::Unknown;
+use ztunnel_core::route::inbound::AppTunnels;
+use ztunnel_core::socks5;
 use ztunnel_core::xds::Mode;
 
 use crate::admin::READINESS_PORT;
 use crate::config::control_plane::{RootSource, ServerConfig};
+use crate::config::dns::Listen;
 use crate::config::{CaConfig, Config, MeshSource, ProxyMode};
 
 /// The settings.
@@ -36,7 +40,7 @@ pub(super) fn shown(config: &Config) -> Value {
         "packetMark": sockets.mark,
         "poolMaxStreamsPerConn": tunnels.max_streams,
         "poolUnusedReleaseTimeout": duration(tunnels.idle_release),
-        "proxy": true,
+        "proxy": config.proxy,
         "proxyMode": if config.mode == ProxyMode::Shared { "Shared" } else { "Dedicated" },
         "readinessAddr": any(READINESS_PORT),
         "requireOriginalSource": sockets.original_source,
@@ -49,9 +53,13 @@ pub(super) fn shown(config: &Config) -> Value {
             "keepaliveTime": sockets.keepalive.map(|keepalive| duration(keepalive.time)),
             "userTimeoutEnabled": sockets.user_timeout.is_some(),
         },
+        "localhostAppTunnel": tunnels.app_tunnels == AppTunnels::ToLocalhost,
+        "socks5Addr": config.socks5.then(|| format!("127.0.0.1:{}", socks5::PORT)),
         "statsAddr": any(config.ports.metrics),
         "windowSize": tunnels.stream_window,
         // Ours.
+        "adminSocket": config.admin_socket,
+        "authzUnknownPolicy": if config.unknown_policies == Unknown::Deny { "deny" } else { "skip" },
         "accessLogOpened": config.telemetry.log_opened,
         "authzPolicyInfoLogging": config.log_policies,
         "crlPath": config.crl,
@@ -72,9 +80,24 @@ pub(super) fn shown(config: &Config) -> Value {
         "tls12Enabled": tunnels.tls.tls12,
     });
     if let Value::Object(all) = &mut shown {
+        dns(config, all);
         control_plane(config, all);
     }
     shown
+}
+
+fn dns(config: &Config, all: &mut Map<String, Value>) {
+    let mut put = |key: &str, value: Value| all.insert(key.to_owned(), value);
+    put("dnsProxy", config.dns.is_some().into());
+    if let Some(dns) = &config.dns {
+        let listen = match dns.listen {
+            Listen::Localhost(port) => json!({ "Localhost": [config.sockets.ipv6, port] }),
+            Listen::Addr(addr) => json!({ "SocketAddr": addr }),
+        };
+        put("dnsProxyAddr", listen);
+        put("clusterDomain", json!(dns.settings.domain));
+        put("preferedServiceNamespace", json!(dns.settings.preferred_namespace));
+    }
 }
 
 fn control_plane(config: &Config, all: &mut Map<String, Value>) {
