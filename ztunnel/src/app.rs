@@ -70,9 +70,10 @@ pub fn run(env: &impl Env) -> anyhow::Result<()> {
         warn!("XDS_ADDRESS is empty and neither LOCAL_XDS_PATH nor LOCAL_XDS is set: the mesh is empty");
     }
     let (demands, receiver) = Demands::channel();
+    let mesh = SharedMesh::new(mesh).on_node(config.node.name.as_deref());
     let mesh = match &config.xds {
-        Some(xds) if xds.mode == Mode::OnDemand => SharedMesh::new(mesh).on_demand(demands),
-        Some(_) | None => SharedMesh::new(mesh),
+        Some(xds) if xds.mode == Mode::OnDemand => mesh.on_demand(demands),
+        Some(_) | None => mesh,
     };
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let tag = env.get("ISTIO_META_ISTIO_VERSION").unwrap_or_else(|| "unknown".into());

@@ -25,6 +25,8 @@ pub struct SharedMesh {
     authorizations: Arc<watch::Sender<u64>>,
     /// Where to ask for what is not in it; `None`: it is whole.
     demands: Option<Demands>,
+    /// Whose pods we serve; `None`: those of any node.
+    node: Option<Name>,
 }
 
 impl SharedMesh {
@@ -35,7 +37,14 @@ impl SharedMesh {
             generation: Arc::new(watch::Sender::new(0)),
             authorizations: Arc::new(watch::Sender::new(0)),
             demands: None,
+            node: None,
         }
+    }
+
+    /// The same, where only this node's pods have connections of ours.
+    #[must_use]
+    pub fn on_node(self, node: Option<&str>) -> Self {
+        Self { node: node.map(Name::from), ..self }
     }
 
     /// The same, where somebody has to be asked for what is not in it.
@@ -54,13 +63,29 @@ impl SharedMesh {
         let mut effect = Effect::default();
         let mut mesh = self.mesh.write();
         for change in changes {
-            effect = effect.max(mesh.apply(change));
+            let is_elsewhere = self.is_elsewhere(&mesh, &change);
+            effect = match mesh.apply(change) {
+                // A large push is about other nodes' pods; it must not wake everybody here, batch after batch.
+                Effect::Workloads if is_elsewhere => effect,
+                other => effect.max(other),
+            };
         }
         drop(mesh);
         self.generation.send_modify(|generation| *generation += 1);
         if effect != Effect::None {
             self.authorizations.send_modify(|policies| *policies += u64::from(effect == Effect::Policies));
         }
+    }
+
+    /// Whether the workload that goes, or is described anew, was another node's.
+    fn is_elsewhere(&self, mesh: &Mesh, change: &Change) -> bool {
+        let uid = match change {
+            Change::Workload(workload) => &workload.uid,
+            Change::RemoveAddress(name) => name,
+            Change::Service(_) | Change::Policy(..) | Change::RemovePolicy(_) => return false,
+        };
+        let Some(node) = &self.node else { return false };
+        mesh.workload_by_uid(uid).is_some_and(|known| known.node != *node)
     }
 
     /// Makes room for a large number of workloads, so that no later change has to.
