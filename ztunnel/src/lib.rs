@@ -8,7 +8,7 @@
 //! * [`fastpath`]: local hops in the kernel. [`sys`]: system calls, the only `unsafe`.
 //! * [`mesh`]: the shared view of the mesh. [`xds`]: where it comes from. [`telemetry`], [`admin`]: what others see of us.
 //! * [`resolve`]: workloads that are known by host name.
-//! * [`doctor`], [`cli`]: the commands beside the proxy. [`reference`]: what is documented of all this.
+//! * [`doctor`], [`cli`]: the commands beside the proxy. [`mod@reference`]: what is documented of all this.
 
 pub mod admin;
 pub mod app;
