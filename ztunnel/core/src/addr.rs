@@ -36,6 +36,13 @@ pub fn canonical(addr: SocketAddr) -> SocketAddr {
     }
 }
 
+/// The host itself: to connect to the unspecified address is to connect to localhost (`ip_route_output_key_hash`).
+#[must_use]
+pub fn is_this_host(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    ip.is_loopback() || ip.is_unspecified()
+}
+
 /// Where the application connected before redirection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct OriginalDst(pub SocketAddr);

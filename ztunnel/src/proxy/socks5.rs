@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tracing::debug;
+use ztunnel_core::addr::is_this_host;
 use ztunnel_core::dns::{kind, wire};
 use ztunnel_core::socks5::{self, Code, Handshake, Refusal, Step, Target, reply};
 
@@ -74,7 +75,7 @@ async fn handshake(proxy: &PodProxy, socket: &mut TcpStream) -> Result<SocketAdd
         Target::Addr(address) => address,
         Target::Host(name, port) => (resolve(proxy, &name).await?, port).into(),
     };
-    if target.ip().is_loopback() && target.port() == socks5::PORT {
+    if is_this_host(target.ip()) && target.port() == socks5::PORT {
         return Err(Error::Loop);
     }
     // The contract has it before the connection is routed: a client that is turned away later sees it end.

@@ -25,7 +25,7 @@ use super::need::Stop;
 use super::upstream::{Found, Upstream, find, settle_address};
 use super::{DoubleHop, Hop, Known, Refusal, Route, RouteKind, Routing, gateway};
 use crate::Name;
-use crate::addr::{Authority, ILLEGAL_PORTS, INBOUND_HBONE_PORT, OriginalDst, canonical};
+use crate::addr::{Authority, ILLEGAL_PORTS, INBOUND_HBONE_PORT, OriginalDst, canonical, is_this_host};
 use crate::lb::Purpose;
 use crate::mesh::{GatewayAddress, Mesh, Protocol, Service, Workload};
 
@@ -66,7 +66,7 @@ struct Tree<'m, 'c> {
 impl<'m> Tree<'m, '_> {
     fn decide(&self, entropy: &mut dyn FnMut() -> u64) -> Result<Route, Stop> {
         let Self { mesh, conn, target } = *self;
-        if target.ip().is_loopback() && ILLEGAL_PORTS.contains(&target.port()) {
+        if is_this_host(target.ip()) && ILLEGAL_PORTS.contains(&target.port()) {
             return Err(Refusal::LoopToSelf.into());
         }
         let service = self.addressed_service()?;
@@ -195,7 +195,7 @@ impl<'m> Tree<'m, '_> {
     /// Refuses to dial our own listeners in the source's own pod: they would take the connection for a new
     /// one, and dial again.
     fn elsewhere(&self, addr: SocketAddr) -> Result<SocketAddr, Refusal> {
-        let here = addr.ip().is_loopback() || self.conn.source.workload_ips.contains(&addr.ip());
+        let here = is_this_host(addr.ip()) || self.conn.source.workload_ips.contains(&addr.ip());
         if here && ILLEGAL_PORTS.contains(&addr.port()) { Err(Refusal::LoopToSelf) } else { Ok(addr) }
     }
 

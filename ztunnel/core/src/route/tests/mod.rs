@@ -222,6 +222,9 @@ fn what_the_mesh_does_not_know_yet_is_asked_for_before_it_is_passed_through() {
 fn a_route_never_leads_back_to_our_own_listeners() {
     check_outbound(&[
         ("client -> 127.0.0.1:15001", "refused: attempted recursive call to ourselves"),
+        ("client -> 0.0.0.0:15001", "refused: attempted recursive call to ourselves"),
+        ("client -> [::]:15006", "refused: attempted recursive call to ourselves"),
+        ("client -> [::ffff:0.0.0.0]:15008", "refused: attempted recursive call to ourselves"),
         ("client -> [::1]:15008", "refused: attempted recursive call to ourselves"),
         ("client -> [::ffff:127.0.0.1]:15006", "refused: attempted recursive call to ourselves"),
         ("client -> 127.0.0.1:80", "passthrough 127.0.0.1:80"),
