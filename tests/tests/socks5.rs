@@ -102,6 +102,8 @@ fn every_refusal_is_told_and_nobody_is_waited_for() {
     let _resolver = Resolver::start(mesh.pod("resolver")).unwrap();
     for (what, target, expected) in [
         ("a loop", b"\x01\x7f\x00\x00\x01\x3a\xe8".to_vec(), 2),
+        ("a loop to wherever this is", b"\x01\0\0\0\0\x3a\xe8".to_vec(), 2),
+        ("a loop in disguise", b"\x04\0\0\0\0\0\0\0\0\0\0\xff\xff\x7f\0\0\x01\x3a\xe8".to_vec(), 2),
         ("a loop by name", host("127.0.0.1", 15080), 2),
         ("a name that does not exist", host("nx.example", 80), 4),
         ("a name whose resolver fails", host("fail.example", 80), 4),
