@@ -58,7 +58,7 @@ pub(super) fn rust(name: &str, text: &str) -> Vec<Complaint> {
         let unsafe_lines = text.lines().enumerate().filter(|(_, line)| is_unsafe(line));
         found.extend(unsafe_lines.map(|(at, _)| complain(at + 1, "unsafe code belongs in ztunnel/src/sys")));
     }
-    let silent = text.lines().enumerate().filter(|(_, line)| line.trim() == "#[ignore]");
+    let silent = text.lines().enumerate().filter(|(_, line)| is_silent(line));
     found.extend(silent.map(|(at, _)| complain(at + 1, "say why it is ignored: `#[ignore = \"…\"]`")));
     found
 }
@@ -80,6 +80,21 @@ fn is_unsafe(line: &str) -> bool {
             [" {", " fn ", " impl", " extern", " trait", "("].iter().any(|next| after.starts_with(next));
         !quoted && starts_word && opens
     })
+}
+
+/// True if an attribute takes a test out without a word: alone, beside another, on a condition, or with nothing to say.
+fn is_silent(line: &str) -> bool {
+    let code = line.split("//").next().unwrap_or("").trim_start();
+    code.starts_with("#[")
+        && code.match_indices("ignore").any(|(at, word)| {
+            let before = code.get(..at).unwrap_or("");
+            let after = code.get(at + word.len()..).unwrap_or("").trim_start();
+            let quoted = before.matches('"').count() % 2 == 1;
+            let reason = after.strip_prefix('=').map(str::trim_start);
+            let says = reason.is_some_and(|reason| reason.starts_with('"') && !reason.starts_with("\"\""));
+            let whole = before.ends_with(['[', ' ', ',']) && after.starts_with([']', ',', ')', '=']);
+            !quoted && whole && !says
+        })
 }
 
 fn has_word(line: &str, word: &str) -> bool {
@@ -167,7 +182,26 @@ mod tests {
 
     #[test]
     fn an_ignored_test_says_why() {
-        let found = rust("a/b.rs", &format!("{GOOD}#[test]\n#[ignore]\nfn a() {{}}\n"));
-        assert_eq!(found.len(), 1, "{found:?}");
+        let of = |line: &str| rust("a/b.rs", &format!("{GOOD}#[test]\n{line}\nfn a() {{}}\n"));
+        for silent in [
+            "#[ignore]",
+            "    #[ignore] // slow",
+            "#[ignore = \"\"]",
+            "#[test] #[ignore]",
+            "#[cfg_attr(miri, ignore)]",
+            "#[cfg_attr(miri, ignore, should_panic)]",
+            "#[cfg_attr(miri, ignore = \"\")]",
+        ] {
+            assert_eq!(texts(&of(silent)), [(4, "say why it is ignored: `#[ignore = \"…\"]`")], "{silent}");
+        }
+        for good in [
+            "#[ignore = \"needs root\"]",
+            "#[cfg_attr(miri, ignore = \"opens sockets\")]",
+            "#[should_panic] // ignore",
+            "#[expect(dead_code, reason = \"[ignore]\")]",
+            "#[cfg(ignored)]",
+        ] {
+            assert_eq!(of(good), [], "{good}");
+        }
     }
 }
