@@ -50,12 +50,13 @@ pub const NAMES: [&str; 27] = [
 ];
 
 /// Places in [`NAMES`]: the first label of each group.
-mod place {
+pub mod place {
     pub(super) const REPORTER: usize = 0;
     pub(super) const SOURCE: usize = 1;
     pub(super) const SERVICE: usize = 9;
     pub(super) const DESTINATION: usize = 12;
-    pub(super) const FLAGS: usize = 21;
+    /// How the connection ended.
+    pub const FLAGS: usize = 21;
     pub(super) const SECURITY: usize = 22;
     pub(super) const SOURCE_LOCALITY: usize = 23;
     pub(super) const DESTINATION_LOCALITY: usize = 25;
@@ -70,7 +71,8 @@ impl LabelFilter {
     /// Every label.
     pub const ALL: Self = Self((1 << NAMES.len()) - 1);
 
-    fn keeps(self, place: usize) -> bool {
+    /// Whether the label at this place of [`NAMES`] is one of them.
+    pub fn keeps(self, place: usize) -> bool {
         self.0 >> place & 1 == 1
     }
 }
@@ -324,46 +326,39 @@ impl Labels {
         self.reporter
     }
 
-    /// Names and values in the order of the contract.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &str)> {
+    /// Values by their place in [`NAMES`]; none where the label is not shown.
+    pub fn values(&self) -> [Option<&str>; NAMES.len()] {
         let (source, destination) = (&self.source, &self.destination);
-        let fixed = [
-            ("reporter", self.reporter.as_str()),
-            ("source_workload", value(&source.workload)),
-            ("source_canonical_service", value(&source.canonical_service)),
-            ("source_canonical_revision", value(&source.canonical_revision)),
-            ("source_workload_namespace", value(&source.namespace)),
-            ("source_principal", value(&source.principal)),
-            ("source_app", value(&source.app)),
-            ("source_version", value(&source.canonical_revision)),
-            ("source_cluster", value(&source.cluster)),
-            ("destination_service", value(&self.service)),
-            ("destination_service_namespace", value(&self.service_namespace)),
-            ("destination_service_name", value(&self.service_name)),
-            ("destination_workload", value(&destination.workload)),
-            ("destination_canonical_service", value(&destination.canonical_service)),
-            ("destination_canonical_revision", value(&destination.canonical_revision)),
-            ("destination_workload_namespace", value(&destination.namespace)),
-            ("destination_principal", value(&destination.principal)),
-            ("destination_app", value(&destination.app)),
-            ("destination_version", value(&destination.canonical_revision)),
-            ("destination_cluster", value(&destination.cluster)),
-            ("request_protocol", "tcp"),
-            ("response_flags", self.flag.as_str()),
-            ("connection_security_policy", self.security.as_str()),
-        ];
-        let locality = [
-            ("source_region", value(&source.region)),
-            ("source_zone", value(&source.zone)),
-            ("destination_region", value(&destination.region)),
-            ("destination_zone", value(&destination.zone)),
-        ];
-        fixed.into_iter().chain(locality.into_iter().filter(|_| self.locality))
-    }
-
-    /// As [`iter`](Self::iter), without what `filter` leaves out.
-    pub fn kept(&self, filter: LabelFilter) -> impl Iterator<Item = (&'static str, &str)> {
-        self.iter().enumerate().filter(move |(place, _)| filter.keeps(*place)).map(|(_, label)| label)
+        let region = |name| self.locality.then(|| value(name));
+        [
+            Some(self.reporter.as_str()),
+            Some(value(&source.workload)),
+            Some(value(&source.canonical_service)),
+            Some(value(&source.canonical_revision)),
+            Some(value(&source.namespace)),
+            Some(value(&source.principal)),
+            Some(value(&source.app)),
+            Some(value(&source.canonical_revision)),
+            Some(value(&source.cluster)),
+            Some(value(&self.service)),
+            Some(value(&self.service_namespace)),
+            Some(value(&self.service_name)),
+            Some(value(&destination.workload)),
+            Some(value(&destination.canonical_service)),
+            Some(value(&destination.canonical_revision)),
+            Some(value(&destination.namespace)),
+            Some(value(&destination.principal)),
+            Some(value(&destination.app)),
+            Some(value(&destination.canonical_revision)),
+            Some(value(&destination.cluster)),
+            Some("tcp"),
+            Some(self.flag.as_str()),
+            Some(self.security.as_str()),
+            region(&source.region),
+            region(&source.zone),
+            region(&destination.region),
+            region(&destination.zone),
+        ]
     }
 }
 
@@ -429,7 +424,10 @@ impl Side {
 
 /// A label value as OpenMetrics wants it between quotes.
 pub fn escape(value: &str) -> Cow<'_, str> {
-    if !value.contains(['\\', '"', '\n']) {
+    // Bytes, not characters: these three occur in no other character of UTF-8.
+    let special = |byte| matches!(byte, b'\\' | b'"' | b'\n');
+    // To the end in any case: a loop without a way out looks at many bytes at a time.
+    if !value.bytes().fold(false, |found, byte| found | special(byte)) {
         return Cow::Borrowed(value);
     }
     Cow::Owned(value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))

@@ -5,9 +5,10 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::ops::Range;
 
-use ztunnel_core::report::Flag;
 use ztunnel_core::report::families::{self, Family, Kind};
-use ztunnel_core::report::labels::escape;
+use ztunnel_core::report::labels::place::FLAGS;
+use ztunnel_core::report::labels::{NAMES, escape};
+use ztunnel_core::report::{Flag, LabelFilter, Labels};
 
 use super::series::Store;
 
@@ -119,17 +120,15 @@ impl<W: Write> Exposition<W> {
         if all.is_empty() {
             return Ok(());
         }
-        let mut rendered = Rendered::default();
+        let mut sets = Sets::new(store.filter(), all.len());
+        self.head(&families::OPENED)?;
+        // The first family is on its way to the reader while the sets of the others are being rendered.
         for series in &all {
-            rendered.add(series.labels().kept(store.filter()));
+            self.sample(&families::OPENED, sets.add(series.labels()), Flag::None, series.traffic()[0])?;
         }
-        self.traffic(
-            &families::OPENED,
-            rendered.iter().zip(&all).map(|(set, series)| (set, series.traffic()[0])),
-        )?;
         for (family, flags) in [(&families::CLOSED, &Flag::ALL[..]), (&families::FAILED, &Flag::ALL[1..])] {
             let mut begun = false;
-            for (set, series) in rendered.iter().zip(&all) {
+            for (index, series) in all.iter().enumerate() {
                 for flag in flags {
                     let count = series.closed(*flag);
                     if count == 0 {
@@ -138,33 +137,21 @@ impl<W: Write> Exposition<W> {
                     if !std::mem::replace(&mut begun, true) {
                         self.head(family)?;
                     }
-                    self.set(family, set, *flag, count)?;
+                    self.sample(family, sets.get(index), *flag, count)?;
                 }
             }
         }
-        self.traffic(
-            &families::RECEIVED,
-            rendered.iter().zip(&all).map(|(set, series)| (set, series.traffic()[1])),
-        )?;
-        self.traffic(
-            &families::SENT,
-            rendered.iter().zip(&all).map(|(set, series)| (set, series.traffic()[2])),
-        )
-    }
-
-    fn traffic<'a>(
-        &mut self,
-        family: &Family,
-        samples: impl Iterator<Item = ((&'a str, &'a str), u64)>,
-    ) -> io::Result<()> {
-        self.head(family)?;
-        for (set, value) in samples {
-            self.set(family, set, Flag::None, value)?;
+        for (family, counter) in [(&families::RECEIVED, 1), (&families::SENT, 2)] {
+            self.head(family)?;
+            for (index, series) in all.iter().enumerate() {
+                self.sample(family, sets.get(index), Flag::None, series.traffic()[counter])?;
+            }
         }
         Ok(())
     }
 
-    fn set(
+    /// One of many thousands: no formatting machinery.
+    fn sample(
         &mut self,
         family: &Family,
         (before, after): (&str, &str),
@@ -172,10 +159,10 @@ impl<W: Write> Exposition<W> {
         value: u64,
     ) -> io::Result<()> {
         self.name(family)?;
-        for part in ["{", before, flag.as_str(), after, "} "] {
+        for part in [before, flag.as_str(), after, itoa::Buffer::new().format(value), "\n"] {
             self.0.write_all(part.as_bytes())?;
         }
-        writeln!(self.0, "{value}")
+        Ok(())
     }
 
     /// The end; gives back what was written to.
@@ -186,36 +173,50 @@ impl<W: Write> Exposition<W> {
     }
 }
 
-/// Label sets in their text form, one after the other: several families say the same.
-#[derive(Debug, Default)]
-struct Rendered {
+/// Label sets in their text form, braces and all, one after the other: several families say the same.
+#[derive(Debug)]
+struct Sets {
+    /// What comes before a value, by the label's place; none where the operator does not want the label.
+    openings: [Option<String>; NAMES.len()],
     text: String,
     /// Where a set is, and where in it the flag goes.
     sets: Vec<(Range<usize>, usize)>,
 }
 
-impl Rendered {
-    fn add<'a>(&mut self, labels: impl Iterator<Item = (&'static str, &'a str)>) {
-        let (start, mut flag) = (self.text.len(), self.text.len());
-        for (name, value) in labels {
-            if self.text.len() > start {
-                self.text.push(',');
-            }
-            self.text.push_str(name);
-            self.text.push_str("=\"");
-            if name == "response_flags" {
+impl Sets {
+    /// A little more than a set of a real mesh takes, in bytes: text that grows is copied.
+    const USUAL: usize = 1 << 10;
+
+    fn new(filter: LabelFilter, count: usize) -> Self {
+        let openings = std::array::from_fn(|place| {
+            let before = if place == 0 { "{" } else { "\"," };
+            filter.keeps(place).then(|| format!("{before}{}=\"", NAMES[place]))
+        });
+        let (text, sets) = (String::with_capacity(count * Self::USUAL), Vec::with_capacity(count));
+        Self { openings, text, sets }
+    }
+
+    fn add(&mut self, labels: &Labels) -> (&str, &str) {
+        let start = self.text.len();
+        let mut flag = start;
+        for (place, (opening, value)) in self.openings.iter().zip(labels.values()).enumerate() {
+            let (Some(opening), Some(value)) = (opening, value) else { continue };
+            self.text.push_str(opening);
+            if place == FLAGS {
                 flag = self.text.len();
             } else {
                 self.text.push_str(&escape(value));
             }
-            self.text.push('"');
         }
+        self.text.push_str("\"} ");
         self.sets.push((start..self.text.len(), flag));
+        self.get(self.sets.len() - 1)
     }
 
-    /// Each set before and after its flag.
-    fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.sets.iter().map(|(set, flag)| (&self.text[set.start..*flag], &self.text[*flag..set.end]))
+    /// A set before and after its flag.
+    fn get(&self, index: usize) -> (&str, &str) {
+        let (set, flag) = &self.sets[index];
+        (&self.text[set.start..*flag], &self.text[*flag..set.end])
     }
 }
 
@@ -353,100 +354,4 @@ workload_manager_proxies_stopped_total 0
         names.dedup();
         assert_eq!(names.len(), families::ALL.len());
     }
-
-    fn workload(name: String) -> std::sync::Arc<Workload> {
-        std::sync::Arc::new(Workload {
-            name: format!("{name}-7d9f8b6c5-x2x4z").into(),
-            workload_name: name.as_str().into(),
-            canonical_name: name.as_str().into(),
-            canonical_revision: "v1".into(),
-            namespace: "production".into(),
-            service_account: name.into(),
-            trust_domain: "cluster.local".into(),
-            cluster_id: "Kubernetes".into(),
-            ..Workload::default()
-        })
-    }
-
-    /// What a scrape costs: 1,000 workloads with 20 peers each; and how long it holds up a connection that opens
-    /// meanwhile. `cargo test --release -p ztunnel --lib a_scrape -- --ignored --nocapture`
-    #[test]
-    #[ignore = "a measurement: needs a release build and a quiet machine"]
-    fn a_scrape_of_a_thousand_workloads_with_twenty_peers_each() {
-        use std::sync::Arc;
-        use std::sync::atomic::{AtomicBool, Ordering};
-        use std::thread;
-        use std::time::{Duration, Instant};
-
-        let metrics = Metrics::new(Limits::default());
-        let peers: Vec<_> = (0..20).map(|peer| workload(format!("peer-{peer}"))).collect();
-        let open = |server: &Arc<Workload>, peer: &Arc<Workload>| {
-            let identity = peer.identity();
-            let facts = Facts {
-                source: Some(peer),
-                source_principal: Some(&identity),
-                destination: Some(server),
-                security: Security::MutualTls,
-                ..Facts::new(Reporter::Destination)
-            };
-            metrics.opened(Labels::new(&facts), [Some(peer), Some(server)])
-        };
-        let servers: Vec<_> = (0..1000).map(|server| workload(format!("server-{server}"))).collect();
-        for server in &servers {
-            peers.iter().for_each(|peer| open(server, peer).close(Flag::None));
-        }
-        let stop = AtomicBool::new(false);
-        let longest = |stop: &AtomicBool| {
-            let mut times = Vec::new();
-            while !stop.load(Ordering::Relaxed) {
-                let server = &servers[times.len() % servers.len()];
-                let begun = Instant::now();
-                open(server, &peers[0]).close(Flag::None);
-                times.push(begun.elapsed());
-            }
-            times.sort_unstable();
-            times
-        };
-        let print = |what: &str, times: &[Duration]| {
-            let at = |share: usize| times[(times.len() * share / 10_000).min(times.len() - 1)];
-            println!("{what}: open and close p50 {:?} p99 {:?} p99.99 {:?}", at(5000), at(9900), at(9999));
-        };
-        for (what, gzip) in [("plain", false), ("gzip", true)] {
-            let (mut took, mut size) = (Vec::new(), 0);
-            let times = thread::scope(|scope| {
-                let opener = scope.spawn(|| longest(&stop));
-                for _ in 0..20 {
-                    let begun = Instant::now();
-                    size = if gzip {
-                        let zip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-                        let mut out = Exposition::new(zip);
-                        metrics.expose_istio(&mut out).unwrap();
-                        out.end().unwrap().finish().unwrap().len()
-                    } else {
-                        let mut out = Exposition::new(io::BufWriter::with_capacity(64 << 10, io::sink()));
-                        metrics.expose_istio(&mut out).unwrap();
-                        out.end().unwrap();
-                        0
-                    };
-                    took.push(begun.elapsed());
-                }
-                stop.store(true, Ordering::Relaxed);
-                opener.join().unwrap()
-            });
-            stop.store(false, Ordering::Relaxed);
-            took.sort_unstable();
-            let size = if gzip { size } else { expose(&metrics).len() };
-            println!("{what}: {size} bytes in {:?} (median of 20)", took[10]);
-            print("meanwhile", &times);
-        }
-        let times = thread::scope(|scope| {
-            let opener = scope.spawn(|| longest(&stop));
-            thread::sleep(Duration::from_secs(1));
-            stop.store(true, Ordering::Relaxed);
-            opener.join().unwrap()
-        });
-        print("alone", &times);
-    }
-
-    const NAMES: [&str; 27] = ztunnel_core::report::labels::NAMES;
 }

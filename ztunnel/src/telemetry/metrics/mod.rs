@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use ztunnel_core::mesh::Workload;
+use ztunnel_core::report::labels::NAMES;
 use ztunnel_core::report::{Facts, Labels, Reporter, families};
 
 use super::dns::DnsMetrics;
@@ -160,8 +161,8 @@ impl Metrics {
         });
         let mut labels: [String; families::RESOLVED.labels.len()] = Default::default();
         for (name, label) in families::RESOLVED.labels.iter().zip(&mut labels) {
-            let value = known.iter().find(|(of, _)| of == name).map(|(_, value)| value.to_string());
-            *label = value.unwrap_or_else(|| host.to_owned());
+            let place = NAMES.iter().position(|known| known == name);
+            *label = place.and_then(|place| known.values()[place]).unwrap_or(host).to_owned();
         }
         let mut all = self.0.resolved.lock();
         if all.len() >= MAX_RESOLVED && !all.contains_key(&labels) {
