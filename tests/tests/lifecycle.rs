@@ -171,7 +171,10 @@ fn waits_for_the_last(mesh: &Mesh) -> Result<()> {
     }
     ends_well(node, AT_ONCE)?;
     let lines = node.access_log();
-    ensure!(lines.iter().all(|line| line.get("error").is_empty()), "{lines:#?}");
+    // Ports close one after the other: a dial meanwhile may pass one of them, and be refused by the next.
+    let worked: Vec<_> = lines.iter().filter(|line| line.get("bytes_sent") != "0").collect();
+    ensure!(worked.iter().all(|line| line.get("error").is_empty()), "{worked:#?}");
+    ensure!(worked.len() == 5, "three that went out, two that came in: {worked:#?}");
     Ok(())
 }
 
