@@ -226,12 +226,24 @@ fn profiles_are_taken(mesh: &Mesh) {
     assert_eq!(answer("/quitquitquit").status, 405);
 }
 
+/// Not even to be told to end: what a browser may be made to send.
+fn pages_of_others_get_nothing(node: &Node) {
+    for head in ["Host: evil.example", "Host: localhost:15000\r\nOrigin: http://evil.example"] {
+        let mut stream = node.netns().run(|| TcpStream::connect(("127.0.0.1", ADMIN))).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        write!(stream, "POST /quitquitquit HTTP/1.1\r\n{head}\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 403"), "{head}: {answer}");
+    }
+}
+
 /// An answer that is no text.
 fn raw_admin(node: &Node, path: &str) -> (String, Vec<u8>) {
     let mut stream = node.netns().run(|| TcpStream::connect(("127.0.0.1", ADMIN))).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     // HTTP/1.0 is answered without chunks.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: x\r\n\r\n").unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
@@ -256,6 +268,7 @@ fn operators_get_the_answers_that_their_tools_expect() {
         })
     })
     .unwrap();
+    pages_of_others_get_nothing(mesh.node("n1"));
     metrics_are_as_prometheus_asks_for_them(mesh.node("n1"));
     series_are_bounded(&mesh);
     a_denial_names_both_ends_and_the_policy(&mesh);

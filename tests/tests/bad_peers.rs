@@ -3,8 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use ztunnel_tests::node::{PATIENCE, STATS};
 use ztunnel_tests::peer::{Answer, Authority, Peer, connect_request, garbage_instead_of_tls};
 use ztunnel_tests::traffic::Server;
 use ztunnel_tests::{Mesh, PodSpec, wait};
@@ -31,7 +34,7 @@ fn scene() -> Scene {
 }
 
 impl Scene {
-    fn hbone(&self) -> std::net::SocketAddr {
+    fn hbone(&self) -> SocketAddr {
         self.mesh.pod("server").addr(15008)
     }
 
@@ -211,4 +214,29 @@ fn silent_connections_do_not_keep_others_out() {
     assert!(before.resident < 256 << 20, "{} bytes for 300 silent connections", before.resident);
     drop(silent);
     scene.mesh.stop().unwrap();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn one_reader_of_the_metrics_does_not_keep_others_out() {
+    let mesh =
+        Mesh::builder().pod(PodSpec::plain("greedy")).pod(PodSpec::plain("prometheus")).start().unwrap();
+    let metrics = SocketAddr::from((mesh.node("n1").ip4(), STATS));
+    let ask = |pod: &str| {
+        let mut client = mesh.pod(pod).connect(metrics).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        // One that is closed at once may not take it.
+        client.write_all(b"GET /stats/prometheus HTTP/1.1\r\nHost: x\r\n\r\n").ok();
+        client
+    };
+    // Each stays open after its answer, for the next request.
+    let answered = |mut client: &TcpStream| client.read(&mut [0; 12]).is_ok_and(|count| count == 12);
+    let greedy: Vec<TcpStream> = (0..64).map(|_| ask("greedy")).collect();
+    let held = greedy.iter().filter(|client| answered(client)).count();
+    // A few more, if the first ones were idle for too long meanwhile.
+    assert!((16..32).contains(&held), "{held} of 64");
+    assert!(answered(&ask("prometheus")));
+    drop(greedy);
+    wait::until("a place", PATIENCE, || answered(&ask("greedy"))).unwrap();
+    mesh.stop().unwrap();
 }

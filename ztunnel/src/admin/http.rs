@@ -6,13 +6,13 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -30,10 +30,11 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tracing::{debug, warn};
 
+use super::guests::Guests;
 use crate::sys::priority;
 
 /// An answer.
-pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// How long a client may take over its request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -47,6 +48,8 @@ const MAX_CLIENTS: usize = 256;
 const CHUNKS: usize = 4;
 /// Bytes per chunk, about.
 const CHUNK: usize = 64 << 10;
+/// How long a client may take to read an answer that is streamed: a little at a time is not progress.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Where a server listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,26 +106,26 @@ pub trait Listen: 'static {
     /// A client.
     type Client: AsyncRead + AsyncWrite + Unpin + 'static;
 
-    /// The next one.
-    fn next(&self) -> impl Future<Output = io::Result<Self::Client>>;
+    /// The next one, and its address if it has one.
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Client, Option<IpAddr>)>>;
 }
 
 impl Listen for TcpListener {
     type Client = TcpStream;
 
-    async fn next(&self) -> io::Result<TcpStream> {
-        let (socket, _peer) = self.accept().await?;
+    async fn next(&self) -> io::Result<(TcpStream, Option<IpAddr>)> {
+        let (socket, peer) = self.accept().await?;
         // A socket without this option is served as well.
         SockRef::from(&socket).set_tcp_user_timeout(Some(UNREAD_TIMEOUT)).ok();
-        Ok(socket)
+        Ok((socket, Some(peer.ip())))
     }
 }
 
 impl Listen for UnixListener {
     type Client = UnixStream;
 
-    async fn next(&self) -> io::Result<UnixStream> {
-        Ok(self.accept().await?.0)
+    async fn next(&self) -> io::Result<(UnixStream, Option<IpAddr>)> {
+        Ok((self.accept().await?.0, None))
     }
 }
 
@@ -147,11 +150,15 @@ where
     H: Fn(Request<Incoming>) -> F + 'static,
     F: Future<Output = Response<Body>> + 'static,
 {
-    let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
+    let (clients, guests) = (Arc::new(Semaphore::new(MAX_CLIENTS)), Guests::default());
     // Never closed: the server ends when its task is dropped.
     while let Ok(client) = Arc::clone(&clients).acquire_owned().await {
         match listener.next().await {
-            Ok(socket) => {
+            Ok((socket, from)) => {
+                let Some(guest) = guests.admit(from) else {
+                    debug!(?from, "an address has more connections to the admin ports than it may have");
+                    continue;
+                };
                 let handler = Rc::clone(&handler);
                 tokio::task::spawn_local(async move {
                     let service = service_fn(move |request| {
@@ -167,7 +174,7 @@ where
                     if let Err(error) = served.await {
                         debug!(%error, "an admin connection ended badly");
                     }
-                    drop(client);
+                    drop((client, guest));
                 });
             }
             Err(error) => {
@@ -178,17 +185,22 @@ where
     }
 }
 
-/// A 200 answer of the given content type that `write` makes on a thread of its own, of low priority.
+/// A 200 answer of the given content type that `write` makes on a thread of its own, of low priority. Where `write` fails,
+/// or panics, the client's connection breaks: what is half an answer must not look like a whole one.
 pub fn streamed(
     content_type: &'static str,
     write: impl FnOnce(Chunks) -> io::Result<()> + Send + 'static,
 ) -> Response<Body> {
-    let (chunks, receiver) = mpsc::channel(CHUNKS);
+    let (sender, receiver) = mpsc::channel(CHUNKS);
     let thread = thread::Builder::new().name("ztunnel-answer".into()).spawn(move || {
         priority::yield_to_others();
-        // The client went away, or stopped reading.
-        if let Err(error) = write(Chunks { chunks, pending: Vec::with_capacity(CHUNK) }) {
-            debug!(%error, "an answer was not read to its end");
+        let until = Instant::now() + ANSWER_TIMEOUT;
+        let chunks = Chunks { sender: sender.clone(), pending: Vec::with_capacity(CHUNK), until };
+        match write(chunks) {
+            // Whether anybody is there to hear it does not matter.
+            Ok(()) => drop(sender.blocking_send(Piece::End)),
+            // The client went away, or stopped reading.
+            Err(error) => debug!(%error, "an answer was not read to its end"),
         }
     });
     match thread {
@@ -197,11 +209,20 @@ pub fn streamed(
     }
 }
 
+/// A part of a streamed answer.
+#[derive(Debug)]
+enum Piece {
+    Chunk(Bytes),
+    /// That was all.
+    End,
+}
+
 /// Where the thread of a streamed answer writes to. Waits while the client does not read.
 #[derive(Debug)]
 pub struct Chunks {
-    chunks: mpsc::Sender<Bytes>,
+    sender: mpsc::Sender<Piece>,
     pending: Vec<u8>,
+    until: Instant,
 }
 
 impl Chunks {
@@ -209,8 +230,12 @@ impl Chunks {
         if self.pending.is_empty() {
             return Ok(());
         }
+        if Instant::now() > self.until {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         let chunk = std::mem::replace(&mut self.pending, Vec::with_capacity(CHUNK));
-        self.chunks.blocking_send(chunk.into()).map_err(|_closed| io::ErrorKind::BrokenPipe.into())
+        let sent = self.sender.blocking_send(Piece::Chunk(chunk.into()));
+        sent.map_err(|_closed| io::ErrorKind::BrokenPipe.into())
     }
 }
 
@@ -229,17 +254,21 @@ impl io::Write for Chunks {
 }
 
 /// The reading end of [`Chunks`].
-struct Streamed(mpsc::Receiver<Bytes>);
+struct Streamed(mpsc::Receiver<Piece>);
 
 impl hyper::body::Body for Streamed {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = io::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_recv(context).map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        self.0.poll_recv(context).map(|piece| match piece {
+            Some(Piece::Chunk(chunk)) => Some(Ok(Frame::data(chunk))),
+            Some(Piece::End) => None,
+            None => Some(Err(io::ErrorKind::UnexpectedEof.into())),
+        })
     }
 }
 
@@ -252,7 +281,7 @@ pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
 
 /// A 200 answer of the given content type.
 pub fn typed(content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
-    with_type(content_type, Full::new(body.into()).boxed_unsync())
+    with_type(content_type, Full::new(body.into()).map_err(|never| match never {}).boxed_unsync())
 }
 
 fn with_type(content_type: &'static str, body: Body) -> Response<Body> {
@@ -269,5 +298,27 @@ pub fn json(value: &impl Serialize) -> Response<Body> {
             typed("application/json", body)
         }
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_half_an_answer_does_not_look_whole() {
+        let answer = |fail: bool| {
+            streamed("text/plain", move |mut chunks| {
+                chunks.write_all(&[7; 3 * CHUNK])?;
+                chunks.flush()?;
+                if fail { Err(io::ErrorKind::Other.into()) } else { Ok(()) }
+            })
+        };
+        let whole = answer(false).into_body().collect().await.map(|body| body.to_bytes().len());
+        assert_eq!(whole.unwrap(), 3 * CHUNK);
+        let half = answer(true).into_body().collect().await.map(|body| body.to_bytes().len());
+        assert_eq!(half.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The side doors: readiness (15021), metrics (15020), admin (15000, localhost only).
 //!
-//! * [`http`]: a small HTTP/1.1 server for all three. [`encoding`]: what it compresses.
+//! * [`http`]: a small HTTP/1.1 server for all three; [`guests`]: how many places a client has. [`encoding`]: what it compresses.
 //! * [`scrape`]: the metrics.
 //! * [`readiness`]: what the node still waits for.
 //! * [`dump`]: `/config_dump`, for istioctl. [`logging`]: `/logging`. [`profiles`]: `/debug/pprof`.
 //! * [`page`]: what a person looks at; it asks [`status`] and [`connections`]. [`problems`]: what is wrong.
-//! * [`denials`]: who was turned away, and by which policy. [`mod@query`]: how requests are read. [`unix`]: the other way in.
+//! * [`denials`]: who was turned away, and by which policy. [`mod@query`]: how requests are read. [`origin`]: which browsers' are not answered. [`unix`]: the other way in.
 
 pub mod connections;
 pub mod denials;
 pub mod dump;
 pub mod encoding;
+mod guests;
 pub mod http;
 mod logging;
+mod origin;
 pub mod page;
 pub mod problems;
 mod profiles;
@@ -92,6 +94,9 @@ impl Doors {
 
     /// 15000.
     pub async fn admin(self, request: Request<Incoming>) -> Response<Body> {
+        if let Some(reason) = origin::refuse(request.headers()) {
+            return text(StatusCode::FORBIDDEN, reason);
+        }
         match (request.method(), request.uri().path()) {
             (_, "/") => page::answer(),
             (_, "/help") => text(StatusCode::OK, HELP),
