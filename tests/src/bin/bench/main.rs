@@ -221,8 +221,9 @@ fn progress(record: &Record, started: Instant, sample: &Sample, case: &Case) {
     };
     let share = record.samples.len() + 1;
     let all = record.method.rounds * record.arms.len() * record.cases.len();
+    let widest = record.arms.iter().map(|arm| arm.id.len()).max().unwrap_or(0) + 2;
     let line = format!(
-        "{:>4.0} s  {share:>3}/{all}  {:<11}{:<28}{figure}{errors}",
+        "{:>4.0} s  {share:>3}/{all}  {:<widest$}{:<28}{figure}{errors}",
         started.elapsed().as_secs_f64(),
         sample.arm,
         format!("{}, {}", case.short(), case.place.title()),

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use crate::plan::{Figure, Place};
+use crate::plan::{Arm, Figure, Place};
 use crate::record::Record;
 use crate::summary::Verdict;
 
@@ -39,7 +39,7 @@ pub(crate) fn render(record: &Record) -> String {
         let first = 2 + cases.iter().map(|case| case.short().len()).max().unwrap_or(0);
         write!(out, "\n{:<first$}{:<9}", place.title(), "").ok();
         for arm in &record.arms {
-            write!(out, "{:>15}", arm.id).ok();
+            write!(out, "{:>1$}", arm.id, width(arm)).ok();
         }
         out.push('\n');
         for case in cases {
@@ -47,8 +47,8 @@ pub(crate) fn render(record: &Record) -> String {
             write!(out, "{:<first$}{:<9}", case.short(), figure.title()).ok();
             for arm in &record.arms {
                 let Some(spread) = record.figure(&arm.id, case, figure) else {
-                    write!(out, "{:>15}", if record.errors(&arm.id, case).0 > 0 { "failed " } else { "- " })
-                        .ok();
+                    let text = if record.errors(&arm.id, case).0 > 0 { "failed " } else { "- " };
+                    write!(out, "{text:>0$}", width(arm)).ok();
                     continue;
                 };
                 let ratio = record
@@ -60,7 +60,8 @@ pub(crate) fn render(record: &Record) -> String {
                     Some(Verdict::Worse) if arm.id != "direct" => "-",
                     _ => " ",
                 };
-                write!(out, "{:>8} {ratio}{mark}", number(spread.median)).ok();
+                let cell = format!("{} {ratio}{mark}", number(spread.median));
+                write!(out, "{cell:>0$}", width(arm)).ok();
             }
             out.push('\n');
         }
@@ -68,6 +69,11 @@ pub(crate) fn render(record: &Record) -> String {
     out.push_str("\nMedian of the rounds; `x` is the ratio to direct; `+` better and `-` worse than iptables (a variant: than what it varies), in every round and by over 2 %.\n");
     out.push_str(&costs(record));
     out
+}
+
+/// Of an arm's column: a variant has the name of a revision in it.
+fn width(arm: &Arm) -> usize {
+    16.max(arm.id.len() + 2)
 }
 
 /// CPU and hit ratio: what it costs, and what the fast path took.
@@ -97,7 +103,7 @@ fn costs(record: &Record) -> String {
                     .fastpath(&arm.id, case)
                     .map(|(redirected, passed, _)| share(redirected, passed.values().sum()));
                 let share = share.flatten().map_or_else(String::new, |share| format!("({share:.0}%)"));
-                write!(out, "{cpu:>8}{share:>7}").ok();
+                write!(out, "{:>1$}", format!("{cpu}{share:>7} "), width(arm)).ok();
             }
             out.push('\n');
         }
