@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use ztunnel_tests::mesh::MeshBuilder;
 use ztunnel_tests::modes::in_every_mode_alone;
 use ztunnel_tests::observe::{AccessEntry, Sniffer};
-use ztunnel_tests::peer::{Asked, Authority, Carry, HboneServer};
+use ztunnel_tests::peer::{Asked, Carry, HboneServer};
 use ztunnel_tests::traffic::stream::{self, Sides, is_turned_away};
 use ztunnel_tests::traffic::{Conn, Server};
 use ztunnel_tests::{Mesh, PodSpec, in_every_mode, wait};
@@ -49,13 +49,7 @@ fn mesh() -> MeshBuilder {
         .service_with(UNVOUCHED, "subjectAltNames: ['spiffe://cluster.local/ns/demo/sa/somebody']")
 }
 
-/// A gateway that carries everything to one pod's proxy.
-fn gateway(mesh: &Mesh, name: &str, carry: Carry) -> Result<HboneServer> {
-    let pod = mesh.pod(name);
-    let credentials = Authority::open(&mesh.ca_dir())?.issue(&pod.spiffe())?;
-    HboneServer::start(pod, 15008, &credentials, carry)
-}
-
+/// What a gateway does: it carries everything to one pod's proxy.
 fn to(mesh: &Mesh, server: &str) -> Carry {
     Carry::To(mesh.pod(server).addr(15008))
 }
@@ -87,7 +81,7 @@ fn double_hbone_by_address_and_double_hbone_by_hostname_reach_the_service_behind
         for (service, server, through) in
             [(BY_ADDRESS, "server1", "gateway1"), (BY_NAME, "server2", "gateway2")]
         {
-            let gateway = gateway(mesh, through, to(mesh, server))?;
+            let gateway = HboneServer::start(mesh, through, to(mesh, server))?;
             let serving = Server::echo(mesh.pod(server), 8080)?;
             let conn = client.dial((mesh.vip(service), 80).into())?;
             ensure!(conn.ask(WORDS)? == WORDS, "another answer");
@@ -168,13 +162,13 @@ fn whoever_is_not_vouched_for_and_gateways_that_refuse_get_no_byte() -> Result<(
         let (client, serving) = (mesh.pod("client"), Server::echo(mesh.pod("server1"), 8080)?);
         let turned_away = |service: &str| is_turned_away(client, (mesh.vip(service), 80).into(), SOON);
         {
-            let _gateway = gateway(mesh, "gateway1", to(mesh, "server1"))?;
+            let _gateway = HboneServer::start(mesh, "gateway1", to(mesh, "server1"))?;
             ensure!(turned_away(UNVOUCHED), "the wrong identity was believed");
             let line = logged(mesh, "n1", &[("dst.service", UNVOUCHED)])?;
             ensure!(line.get("error").contains("UnexpectedIdentity"), "{line}");
         }
         {
-            let _gateway = gateway(mesh, "gateway2", Carry::Status(503))?;
+            let _gateway = HboneServer::start(mesh, "gateway2", Carry::Status(503))?;
             ensure!(turned_away(BY_NAME), "a refusal was taken for an answer");
             let error = "http status: 503 Service Unavailable";
             logged(mesh, "n1", &[("dst.service", BY_NAME), ("error", error), ("dst.workload", "gateway2")])?;
@@ -195,7 +189,7 @@ fn whoever_is_not_vouched_for_and_gateways_that_refuse_get_no_byte() -> Result<(
 fn bulk_half_closes_and_resets_are_carried_through_both_tunnels_and_nothing_is_left() -> Result<()> {
     in_every_mode_alone(mesh, |mesh| {
         let (client, vip) = (mesh.pod("client"), SocketAddr::from((mesh.vip(BY_ADDRESS), 80)));
-        let through = gateway(mesh, "gateway1", to(mesh, "server1"))?;
+        let through = HboneServer::start(mesh, "gateway1", to(mesh, "server1"))?;
         type Exchange = fn(&Conn, Sides) -> Result<()>;
         let exchange = |sides: Sides, (ours, theirs): (Exchange, Exchange)| -> Result<()> {
             let serving =

@@ -57,9 +57,7 @@ fn counted(mesh: &Mesh, node: &str, labels: &[(&str, &str)], connections: f64) -
 
 /// A waypoint that is no ztunnel.
 fn waypoint(mesh: &Mesh) -> Result<HboneServer> {
-    let pod = mesh.pod("waypoint");
-    let credentials = Authority::open(&mesh.ca_dir())?.issue(&pod.spiffe())?;
-    HboneServer::start(pod, 15008, &credentials, Carry::Back)
+    HboneServer::start(mesh, "waypoint", Carry::Back)
 }
 
 fn foreign_waypoints() -> MeshBuilder {

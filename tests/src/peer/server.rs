@@ -20,8 +20,8 @@ use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::certificates::{self, Credentials};
-use crate::pod::Pod;
+use super::certificates::{self, Authority};
+use crate::mesh::Mesh;
 
 /// One CONNECT that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,14 +54,16 @@ pub struct HboneServer {
 }
 
 impl HboneServer {
-    /// Listens on `port` of the pod, with these credentials.
+    /// Listens on 15008 of the pod, with its identity.
     ///
     /// # Errors
-    /// The port is in use, or the credentials are none.
-    pub fn start(pod: &Pod, port: u16, credentials: &Credentials, carry: Carry) -> Result<Self> {
-        let listener = pod.listen(port).with_context(|| format!("listen on {port} of {}", pod.name()))?;
+    /// The port is in use, or there is no authority yet.
+    pub fn start(mesh: &Mesh, pod: &str, carry: Carry) -> Result<Self> {
+        let pod = mesh.pod(pod);
+        let listener = pod.listen(15008).with_context(|| format!("listen on 15008 of {}", pod.name()))?;
         listener.set_nonblocking(true)?;
-        let acceptor = TlsAcceptor::from(Arc::new(certificates::server_config(credentials)?));
+        let credentials = Authority::open(&mesh.ca_dir())?.issue(&pod.spiffe())?;
+        let acceptor = TlsAcceptor::from(Arc::new(certificates::server_config(&credentials)?));
         let asked = Arc::<Mutex<Vec<Asked>>>::default();
         let (stop, stopped) = oneshot::channel::<()>();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
