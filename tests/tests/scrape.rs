@@ -23,6 +23,8 @@ const SOON: Duration = Duration::from_secs(60);
 const CLIENTS: u32 = 10;
 /// Where the traffic is looked at, with scrapes and without, in turn.
 const ROUNDS: usize = 3;
+/// Scrapes that nobody reads to the end.
+const NEGLECTED: usize = 32;
 
 /// A destination that exists on paper: all of them are one pod.
 fn on_paper(place: u32, count: u32) -> Workload {
@@ -88,11 +90,8 @@ struct Scrape {
     bytes: usize,
 }
 
-/// Reads into `page`, which had better be large from the scrape before: a buffer that grows to a large exposition costs
-/// the reader more than the server, and Prometheus uses its own again.
-fn scrape(node: &Node, encoding: &str, page: &mut Vec<u8>) -> Scrape {
-    page.clear();
-    let started = Instant::now();
+/// A question whose answer nobody has read.
+fn request(node: &Node, encoding: &str) -> TcpStream {
     let at = SocketAddr::from((Ipv4Addr::LOCALHOST, STATS));
     let mut stream = node.netns().run(|| TcpStream::connect_timeout(&at, SOON)).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
@@ -100,6 +99,15 @@ fn scrape(node: &Node, encoding: &str, page: &mut Vec<u8>) -> Scrape {
         "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAccept-Encoding: {encoding}\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).unwrap();
+    stream
+}
+
+/// Reads into `page`, which had better be large from the scrape before: a buffer that grows to a large exposition costs
+/// the reader more than the server, and Prometheus uses its own again.
+fn scrape(node: &Node, encoding: &str, page: &mut Vec<u8>) -> Scrape {
+    page.clear();
+    let started = Instant::now();
+    let mut stream = request(node, encoding);
     stream.read_to_end(page).unwrap();
     let took = started.elapsed();
     assert!(page.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&page[..page.len().min(200)]));
@@ -114,6 +122,31 @@ fn measure(node: &Node, what: &str, encoding: &str, page: &mut Vec<u8>) -> Durat
     let (best, middle) = (all[0].took, all[all.len() / 2].took);
     eprintln!("scrape, {what}: {} KiB in {middle:?} (fastest {best:?})", all[0].bytes >> 10);
     middle
+}
+
+/// What readers cost that stop in the middle of a page of so many bytes, when all label sets are made.
+fn neglect(node: &Node, page: usize) {
+    let resident = || node.memory().unwrap().resident;
+    let before = resident();
+    let mut part = vec![0; page / 2];
+    let ask = || {
+        let mut stream = request(node, "identity");
+        stream.read_exact(&mut part).unwrap();
+        stream
+    };
+    let asked: Vec<TcpStream> = std::iter::repeat_with(ask).take(NEGLECTED).collect();
+    let (mut last, mut now) = (0, before);
+    wait::until("all of them to be stuck", SOON, || {
+        (last, now) = (now, resident());
+        last == now
+    })
+    .unwrap();
+    let grown = now.saturating_sub(before) >> 20;
+    eprintln!("{NEGLECTED} scrapes that nobody reads to the end: {grown} MiB");
+    // The text of the label sets is about a quarter of an answer. All of them must not keep it.
+    let chunks = 2 * NEGLECTED as u64;
+    assert!(grown < chunks + 5 * (page as u64 >> 22), "{grown} MiB");
+    drop(asked);
 }
 
 /// Latencies of exchanges on an open connection, for this long.
@@ -155,6 +188,7 @@ fn a_scrape_of_many_label_sets_is_quick_and_the_traffic_does_not_notice() {
     })
     .unwrap();
     eprintln!("{} label sets, resident {} MiB", count * CLIENTS, node.memory().unwrap().resident >> 20);
+    neglect(node, page.len());
     let plain = measure(node, "plain", "identity", &mut page);
     let packed = measure(node, "gzip", "gzip", &mut page);
     // Far below a scrape timeout, whatever else the machine does.

@@ -4,13 +4,15 @@
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::ops::Range;
+use std::sync::Arc;
 
+use tokio::sync::SemaphorePermit;
 use ztunnel_core::report::families::{self, Family, Kind};
 use ztunnel_core::report::labels::place::FLAGS;
 use ztunnel_core::report::labels::{NAMES, escape};
-use ztunnel_core::report::{Flag, LabelFilter, Labels};
+use ztunnel_core::report::{Flag, Labels};
 
-use super::series::Store;
+use super::series::{Series, Store};
 
 /// Observations.
 #[derive(Debug)]
@@ -120,12 +122,8 @@ impl<W: Write> Exposition<W> {
         if all.is_empty() {
             return Ok(());
         }
-        let mut sets = Sets::new(store.filter(), all.len());
-        self.head(&families::OPENED)?;
-        // The first family is on its way to the reader while the sets of the others are being rendered.
-        for series in &all {
-            self.sample(&families::OPENED, sets.add(series.labels()), Flag::None, series.traffic()[0])?;
-        }
+        let mut sets = Sets::new(store, &all);
+        self.traffic(&families::OPENED, 0, &mut sets)?;
         for (family, flags) in [(&families::CLOSED, &Flag::ALL[..]), (&families::FAILED, &Flag::ALL[1..])] {
             let mut begun = false;
             for (index, series) in all.iter().enumerate() {
@@ -141,11 +139,15 @@ impl<W: Write> Exposition<W> {
                 }
             }
         }
-        for (family, counter) in [(&families::RECEIVED, 1), (&families::SENT, 2)] {
-            self.head(family)?;
-            for (index, series) in all.iter().enumerate() {
-                self.sample(family, sets.get(index), Flag::None, series.traffic()[counter])?;
-            }
+        self.traffic(&families::RECEIVED, 1, &mut sets)?;
+        self.traffic(&families::SENT, 2, &mut sets)
+    }
+
+    /// The family of one of [`Series::traffic`]'s counters.
+    fn traffic(&mut self, family: &Family, counter: usize, sets: &mut Sets<'_>) -> io::Result<()> {
+        self.head(family)?;
+        for (index, series) in sets.all.iter().enumerate() {
+            self.sample(family, sets.get(index), Flag::None, series.traffic()[counter])?;
         }
         Ok(())
     }
@@ -173,9 +175,12 @@ impl<W: Write> Exposition<W> {
     }
 }
 
-/// Label sets in their text form, braces and all, one after the other: several families say the same.
+/// Label sets in their text form, braces and all: several families say the same. Those of a large node are many
+/// megabytes, for as long as the reader takes: only a few scrapes at a time keep them, the others make each anew.
 #[derive(Debug)]
-struct Sets {
+struct Sets<'a> {
+    all: &'a [Arc<Series>],
+    kept: Option<SemaphorePermit<'a>>,
     /// What comes before a value, by the label's place; none where the operator does not want the label.
     openings: [Option<String>; NAMES.len()],
     text: String,
@@ -183,20 +188,38 @@ struct Sets {
     sets: Vec<(Range<usize>, usize)>,
 }
 
-impl Sets {
+impl<'a> Sets<'a> {
     /// A little more than a set of a real mesh takes, in bytes: text that grows is copied.
     const USUAL: usize = 1 << 10;
 
-    fn new(filter: LabelFilter, count: usize) -> Self {
+    fn new(store: &'a Store, all: &'a [Arc<Series>]) -> Self {
         let openings = std::array::from_fn(|place| {
             let before = if place == 0 { "{" } else { "\"," };
-            filter.keeps(place).then(|| format!("{before}{}=\"", NAMES[place]))
+            store.filter().keeps(place).then(|| format!("{before}{}=\"", NAMES[place]))
         });
+        let kept = store.room_for_text();
+        let count = if kept.is_some() { all.len() } else { 1 };
         let (text, sets) = (String::with_capacity(count * Self::USUAL), Vec::with_capacity(count));
-        Self { openings, text, sets }
+        Self { all, kept, openings, text, sets }
     }
 
-    fn add(&mut self, labels: &Labels) -> (&str, &str) {
+    /// The set of a series before and after its flag. The first family asks for all of them, in order: it is on its way to
+    /// the reader while those of the others are being made.
+    fn get(&mut self, index: usize) -> (&str, &str) {
+        let mut place = index;
+        if self.kept.is_none() {
+            self.text.clear();
+            self.sets.clear();
+            place = 0;
+        }
+        if self.sets.len() == place {
+            self.add(self.all[index].labels());
+        }
+        let (set, flag) = &self.sets[place];
+        (&self.text[set.start..*flag], &self.text[*flag..set.end])
+    }
+
+    fn add(&mut self, labels: &Labels) {
         let start = self.text.len();
         let mut flag = start;
         for (place, (opening, value)) in self.openings.iter().zip(labels.values()).enumerate() {
@@ -210,13 +233,6 @@ impl Sets {
         }
         self.text.push_str("\"} ");
         self.sets.push((start..self.text.len(), flag));
-        self.get(self.sets.len() - 1)
-    }
-
-    /// A set before and after its flag.
-    fn get(&self, index: usize) -> (&str, &str) {
-        let (set, flag) = &self.sets[index];
-        (&self.text[set.start..*flag], &self.text[*flag..set.end])
     }
 }
 
@@ -324,6 +340,22 @@ workload_manager_proxies_stopped_total 0
 "
         );
         assert_eq!(expose(&metrics), expected);
+    }
+
+    #[test]
+    fn the_text_is_the_same_where_there_is_no_room_to_keep_parts_of_it() {
+        let metrics = Metrics::new(Limits::default());
+        for name in ["a", "b", "c"] {
+            let source = Workload { workload_name: name.into(), ..Workload::default() };
+            let facts = Facts { source: Some(&source), ..Facts::new(Reporter::Source) };
+            for flag in [Flag::None, Flag::Deny] {
+                metrics.opened(Labels::new(&facts), [None; 2]).close(flag);
+            }
+        }
+        let kept = expose(&metrics);
+        let store = &metrics.0.series;
+        let _all: Vec<_> = std::iter::from_fn(|| store.room_for_text()).collect();
+        assert_eq!(expose(&metrics), kept);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use ztunnel_core::mesh::Workload;
 use ztunnel_core::report::{Flag, LabelFilter, Labels};
 
@@ -25,6 +26,8 @@ use ztunnel_core::report::{Flag, LabelFilter, Labels};
 pub const GONE_AFTER: Duration = Duration::from_secs(300);
 /// Locks, so that a scrape that looks at one part of the sets holds up few connections, and not for long.
 const SHARDS: usize = 16;
+/// Scrapes at a time that keep the label sets as text: 20 MB each with 20,000 sets, for as long as its reader takes.
+const TEXTS: usize = 4;
 
 /// How many series there may be, and for how long.
 #[derive(Debug, Clone, Copy)]
@@ -187,6 +190,7 @@ pub struct Store {
     count: AtomicUsize,
     overflows: AtomicU64,
     expired: AtomicU64,
+    texts: Semaphore,
 }
 
 impl Store {
@@ -199,7 +203,13 @@ impl Store {
             count: AtomicUsize::new(0),
             overflows: AtomicU64::new(0),
             expired: AtomicU64::new(0),
+            texts: Semaphore::new(TEXTS),
         }
+    }
+
+    /// Leave for a scrape to keep all label sets as text until it is read, if few others do.
+    pub fn room_for_text(&self) -> Option<SemaphorePermit<'_>> {
+        self.texts.try_acquire().ok()
     }
 
     /// The labels that are shown.
